@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A virtqueue's ring with its eventfds: what both directions share.
+
+use core::ops::DerefMut;
+
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
+
+use crate::{
+    guest::Guest,
+    kext::{
+        eventfd::EventFd,
+        trace,
+        usermem::UserMem, //
+    },
+    memtable::MemTable,
+    trace::Problem,
+    vcore::{
+        self,
+        addr::Seg,
+        chain::{
+            Batch,
+            Chain, //
+        },
+        feat::HeaderLen,
+        map::Lookup,
+        mem::Access,
+        split::{
+            Cursor,
+            Layout, //
+        },
+        wire::UsedElem,
+    },
+};
+
+/// Chains and segments in storage of a size set once.
+pub(crate) type Chains = Batch<KVec<Chain>, KVec<Seg>>;
+
+/// Storage for `chains` chains with `segs` segments in all.
+pub(crate) fn chains(chains: usize, segs: usize) -> Result<Chains> {
+    Ok(Batch::new(
+        KVec::from_elem(Chain::default(), chains, GFP_KERNEL)?,
+        KVec::from_elem(Seg::default(), segs, GFP_KERNEL)?,
+    ))
+}
+
+/// The ring of one queue.
+pub(crate) struct Ring {
+    /// The device's number, for tracing.
+    pub(crate) dev: u32,
+    /// 0 for RX, 1 for TX.
+    pub(crate) index: u32,
+    pub(crate) layout: Layout,
+    pub(crate) cursor: Cursor,
+    pub(crate) header: HeaderLen,
+    pub(crate) mergeable: bool,
+    pub(crate) table: Option<Arc<MemTable>>,
+    pub(crate) lookup: Lookup,
+    pub(crate) call: Option<EventFd>,
+    pub(crate) err: Option<EventFd>,
+}
+
+impl Ring {
+    /// Splits the ring into its cursor, its place, and the guest's memory.
+    #[inline]
+    fn parts<'a, 'u>(
+        &'a mut self,
+        user: &'a mut UserMem<'u>,
+    ) -> (&'a mut Cursor, &'a Layout, Guest<'a, 'u>) {
+        let guest = Guest {
+            user,
+            regions: self.table.as_ref().map_or(&[], |t| t.regions()),
+            lookup: &mut self.lookup,
+        };
+        (&mut self.cursor, &self.layout, guest)
+    }
+
+    /// Prepares to run; see [`Cursor::start`].
+    pub(crate) fn start(&mut self, user: &mut UserMem<'_>) -> vcore::Result {
+        let (cursor, layout, mut guest) = self.parts(user);
+        cursor.start(layout, &mut guest)
+    }
+
+    /// Takes chains; see [`Cursor::take`].
+    #[inline]
+    pub(crate) fn take(
+        &mut self,
+        user: &mut UserMem<'_>,
+        want: Access,
+        max: usize,
+        chains: &mut Batch<impl DerefMut<Target = [Chain]>, impl DerefMut<Target = [Seg]>>,
+    ) -> vcore::Result<usize> {
+        let (cursor, layout, mut guest) = self.parts(user);
+        cursor.take(layout, &mut guest, want, max, chains)
+    }
+
+    /// Gives chains that were taken last back untouched.
+    pub(crate) fn untake(&mut self, n: usize) {
+        self.cursor.untake(n);
+    }
+
+    /// Asks the driver not to kick.
+    #[inline]
+    pub(crate) fn suppress(&mut self, user: &mut UserMem<'_>) {
+        let (cursor, layout, mut guest) = self.parts(user);
+        if let Err(e) = cursor.suppress(layout, &mut guest) {
+            self.fail(e);
+        }
+    }
+
+    /// Asks the driver to kick. Returns whether there is more to take already.
+    pub(crate) fn arm(&mut self, user: &mut UserMem<'_>) -> bool {
+        let (cursor, layout, mut guest) = self.parts(user);
+        match cursor.arm(layout, &mut guest) {
+            Ok(more) => more,
+            Err(e) => {
+                self.fail(e);
+                false
+            }
+        }
+    }
+
+    /// Writes used elements. On failure the driver's `err` eventfd was signalled.
+    #[inline]
+    pub(crate) fn put_used(&mut self, user: &mut UserMem<'_>, elems: &[UsedElem]) -> vcore::Result {
+        let (cursor, layout, mut guest) = self.parts(user);
+        let written = cursor.put_used(layout, &mut guest, elems);
+        if let Err(e) = written {
+            self.fail(e);
+        }
+        written
+    }
+
+    /// Shows the driver what was used, and interrupts it if it wants that. `idle`: no chain that
+    /// was taken is left.
+    pub(crate) fn flush(&mut self, user: &mut UserMem<'_>, idle: bool) {
+        let (cursor, layout, mut guest) = self.parts(user);
+        match cursor.publish(layout, &mut guest) {
+            Ok(false) => return,
+            Ok(true) => {}
+            Err(e) => self.fail(e),
+        }
+        if self.call.is_none() {
+            return;
+        }
+        let (cursor, layout, mut guest) = self.parts(user);
+        let drained = idle && cursor.drained();
+        if cursor.wants_call(layout, &mut guest, drained) {
+            if let Some(call) = &self.call {
+                trace::call(self.dev, self.index);
+                call.signal();
+            }
+        }
+    }
+
+    /// Tells owner and tracers that the ring is broken.
+    #[cold]
+    pub(crate) fn fail(&self, problem: impl Into<Problem>) {
+        trace::error(self.dev, self.index, problem.into().number());
+        if let Some(err) = &self.err {
+            err.signal();
+        }
+    }
+
+    /// Tells tracers of a dropped packet.
+    #[cold]
+    pub(crate) fn drop_packet(&self, problem: Problem) {
+        trace::drop(self.dev, self.index, problem.number());
+    }
+}

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What went wrong, as the tracepoints tell it.
+
+use crate::vcore;
+
+/// A reason to stop a queue or to drop a packet. The numbers are those of
+/// `include/trace/events/rvhost.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Problem {
+    /// The ring or a chain is malformed.
+    Ring(vcore::Error),
+    /// The packet is shorter than its header and an Ethernet header.
+    Short,
+    /// The header contradicts the packet, or none can describe it.
+    Header,
+    /// The backend refused the packet.
+    Backend,
+    /// There is no memory for it.
+    NoMemory,
+    /// The buffers are too small for it.
+    TooSmall,
+    /// The backend is gone.
+    NoBackend,
+}
+
+impl From<vcore::Error> for Problem {
+    fn from(e: vcore::Error) -> Self {
+        Self::Ring(e)
+    }
+}
+
+impl Problem {
+    pub(crate) fn number(self) -> u32 {
+        use vcore::Error::*;
+        match self {
+            Self::Ring(Fault) => 0,
+            Self::Ring(Unmapped) => 1,
+            Self::Ring(IndexJump) => 2,
+            Self::Ring(BadHead) => 3,
+            Self::Ring(BadNext) => 4,
+            Self::Ring(Loop) => 5,
+            Self::Ring(IndirectLength) => 6,
+            Self::Ring(IndirectTooLong) => 7,
+            Self::Ring(NestedIndirect) => 8,
+            Self::Ring(ReadableAfterWritable) => 9,
+            Self::Ring(TooManySegments) => 10,
+            Self::Ring(NoRoom) => 11,
+            Self::Ring(WrongDirection) => 12,
+            Self::Ring(Empty) => 13,
+            Self::Short => 32,
+            Self::Header => 33,
+            Self::Backend => 34,
+            Self::NoMemory => 35,
+            Self::TooSmall => 36,
+            Self::NoBackend => 37,
+        }
+    }
+}

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A virtqueue: stopped, it is the control plane's; running, it is its thread's.
+
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
+
+use crate::{
+    kext::{
+        file::FileRef,
+        handoff::{
+            events,
+            Handoff, //
+        },
+        poll::{
+            ready,
+            PollHook, //
+        },
+        sched,
+        trace,
+        tun::TapQueue,
+        usermem::{
+            in_user_range,
+            UserMem, //
+        },
+        wait::Bell,
+    },
+    ring::Ring,
+    rx::Rx,
+    tx::Tx,
+    vcore::{
+        addr::Hva,
+        feat::{
+            self,
+            HeaderLen, //
+        },
+        map::Lookup,
+        split::{
+            Cursor,
+            Layout, //
+        },
+    },
+};
+
+/// The driver kicked.
+const KICK: u32 = events::FIRST_OWN;
+/// The backend is ready.
+const BACKEND: u32 = events::FIRST_OWN << 1;
+
+/// Which way packets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// Network to guest: queue 0.
+    Rx,
+    /// Guest to network: queue 1.
+    Tx,
+}
+
+impl Direction {
+    /// The queue's number.
+    pub(crate) fn index(self) -> u32 {
+        match self {
+            Self::Rx => 0,
+            Self::Tx => 1,
+        }
+    }
+}
+
+/// What a queue does after a pass.
+pub(crate) enum Next {
+    /// There may be more to do.
+    Again,
+    /// It sleeps until the driver kicks.
+    AwaitKick,
+    /// It sleeps until the backend is ready, or the driver kicks.
+    AwaitBackend,
+    /// It is out of buffers; the driver is to be asked for a kick.
+    AwaitBuffers,
+}
+
+enum Path {
+    Rx(Rx),
+    Tx(Tx),
+}
+
+/// Where the owner says the ring is.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Addresses {
+    pub(crate) desc: u64,
+    pub(crate) used: u64,
+    pub(crate) avail: u64,
+}
+
+/// A virtqueue without a backend.
+pub(crate) struct Virtqueue {
+    pub(crate) ring: Ring,
+    path: Path,
+    kick: Option<Pin<KBox<PollHook>>>,
+    bell: Arc<Bell>,
+}
+
+/// A virtqueue with its backend: all that its thread works with.
+pub(crate) struct Running {
+    pub(crate) vq: KBox<Virtqueue>,
+    backend: Backend,
+}
+
+/// A TAP queue to send to and receive from.
+pub(crate) struct Backend {
+    tap: TapQueue,
+    hook: Pin<KBox<PollHook>>,
+}
+
+impl Virtqueue {
+    /// A queue as `VHOST_SET_OWNER` finds it.
+    pub(crate) fn new(dev: u32, direction: Direction, bell: Arc<Bell>) -> Result<KBox<Self>> {
+        let layout = Layout::new(1, Hva(0), Hva(0), Hva(0)).ok_or(EINVAL)?;
+        Ok(KBox::new(
+            Self {
+                ring: Ring {
+                    dev,
+                    index: direction.index(),
+                    layout,
+                    cursor: Cursor::default(),
+                    header: HeaderLen::default(),
+                    mergeable: false,
+                    table: None,
+                    lookup: Lookup::default(),
+                    call: None,
+                    err: None,
+                },
+                path: match direction {
+                    Direction::Rx => Path::Rx(Rx::new()?),
+                    Direction::Tx => Path::Tx(Tx::new()?),
+                },
+                kick: None,
+                bell,
+            },
+            GFP_KERNEL,
+        )?)
+    }
+
+    /// Takes over what the driver acknowledged.
+    pub(crate) fn set_features(&mut self, acked: u64) {
+        self.ring.cursor.set_features(acked);
+        self.ring.header = HeaderLen::of(acked);
+        self.ring.mergeable = acked & feat::NET_F_MRG_RXBUF != 0;
+    }
+
+    /// Listens for kicks on `file`, or on none. The same file again changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if the eventfd's counter is at its limit, so that no kick could be heard.
+    pub(crate) fn set_kick(&mut self, file: Option<FileRef>) -> Result {
+        let Some(file) = file else {
+            self.kick = None;
+            return Ok(());
+        };
+        if self.kick.as_ref().is_some_and(|hook| *hook.file() == file) {
+            return Ok(());
+        }
+        let mut hook = PollHook::new(file, ready::IN, self.bell.clone(), KICK)?;
+        let state = hook.as_mut().hook();
+        if state & ready::ERR != 0 {
+            return Err(EINVAL);
+        }
+        self.kick = Some(hook);
+        if state & ready::IN != 0 {
+            // Kicked before anybody listened.
+            self.bell.ring(KICK);
+        }
+        Ok(())
+    }
+
+    /// Whether ring and memory lie where user memory may be.
+    pub(crate) fn access_ok(&self) -> bool {
+        self.ring_ok(&self.ring.layout)
+            && self
+                .ring
+                .table
+                .as_ref()
+                .is_some_and(|table| table.in_user_range())
+    }
+
+    /// Whether a ring at `layout` would.
+    pub(crate) fn ring_ok(&self, layout: &Layout) -> bool {
+        let event_idx = self.ring.cursor.event_idx();
+        layout.readable(event_idx).into_iter().all(in_user_range)
+            && in_user_range(layout.writable(event_idx))
+    }
+
+    /// Gets ready to run on `tap`.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` if the used ring cannot be accessed, `EINVAL` if the TAP has no device. The queue
+    /// is as it was.
+    pub(crate) fn prepare(&mut self, user: &mut UserMem<'_>, tap: TapQueue) -> Result<Backend> {
+        let before = self.ring.cursor;
+        let backend = self
+            .ring
+            .start(user)
+            .map_err(|e| {
+                self.ring.fail(e);
+                EFAULT
+            })
+            .and_then(|()| self.backend(tap));
+        if backend.is_err() {
+            self.ring.cursor = before;
+        }
+        backend
+    }
+
+    fn backend(&self, tap: TapQueue) -> Result<Backend> {
+        let mask = match self.path {
+            Path::Rx(_) => ready::IN,
+            Path::Tx(_) => ready::OUT,
+        };
+        let mut hook = PollHook::new(tap.file().clone(), mask, self.bell.clone(), BACKEND)?;
+        let state = hook.as_mut().hook();
+        hook.as_mut().unhook();
+        if state & ready::ERR != 0 {
+            return Err(EINVAL);
+        }
+        Ok(Backend { tap, hook })
+    }
+
+    /// Starts to run.
+    pub(crate) fn run_on(self: KBox<Self>, backend: Backend) -> Running {
+        let ring = &self.ring;
+        trace::queue_start(
+            ring.dev,
+            ring.index,
+            u32::from(ring.layout.num()),
+            u32::from(ring.cursor.base()),
+        );
+        Running { vq: self, backend }
+    }
+}
+
+impl Running {
+    /// Whether `tap` is its backend.
+    pub(crate) fn is_on(&self, tap: &TapQueue) -> bool {
+        self.backend.tap == *tap
+    }
+
+    /// Gives back to the backend what was not delivered, so that the next user of it sees it.
+    fn settle(&mut self) {
+        if let Path::Rx(rx) = &mut self.vq.path {
+            rx.release_packets(&self.backend.tap);
+        }
+        let ring = &self.vq.ring;
+        trace::queue_stop(
+            ring.dev,
+            ring.index,
+            u32::from(ring.layout.num()),
+            u32::from(ring.cursor.base()),
+        );
+    }
+
+    /// Stops, leaving the queue and what it ran on.
+    pub(crate) fn stop(mut self) -> (KBox<Virtqueue>, Backend) {
+        self.settle();
+        (self.vq, self.backend)
+    }
+
+    /// Works until the control plane wants the queue. Called by its thread.
+    pub(crate) fn work(&mut self, user: &mut UserMem<'_>, handoff: &Handoff<Running>) {
+        let bell = handoff.bell();
+        let Virtqueue { ring, path, .. } = &mut *self.vq;
+        let Backend { tap, hook } = &mut self.backend;
+        loop {
+            let rung = bell.rung();
+            if rung & events::CONTROL != 0 && handoff.wanted() {
+                break;
+            }
+            // Before looking at anything: what happens from here on rings again.
+            if rung & (KICK | BACKEND) != 0 && bell.answer(KICK | BACKEND) & KICK != 0 {
+                trace::kick(ring.dev, ring.index);
+            }
+            let next = match path {
+                Path::Rx(rx) => rx.pass(ring, user, tap),
+                Path::Tx(tx) => tx.pass(ring, user, tap),
+            };
+            match next {
+                Next::Again => sched::yield_if_due(),
+                Next::AwaitKick | Next::AwaitBuffers => bell.sleep_until(events::CONTROL | KICK),
+                Next::AwaitBackend => {
+                    if !hook.as_mut().hook_and_look() {
+                        bell.sleep_until(events::CONTROL | KICK | BACKEND);
+                    }
+                    hook.as_mut().unhook();
+                }
+            }
+        }
+        // The control plane reads and sets the cursor: nothing is taken ahead of it.
+        if let Path::Rx(rx) = path {
+            rx.release_buffers(ring);
+        }
+    }
+}

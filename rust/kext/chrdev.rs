@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Misc character devices.
+//!
+//! `kernel::miscdevice` lets the module go while a file is open, and knows neither fixed minors
+//! nor names chosen at run time.
+//!
+//! C headers: `include/linux/miscdevice.h`, `include/linux/fs.h`.
+
+use core::marker::PhantomData;
+
+use kernel::{
+    error::to_result,
+    prelude::*,
+    types::{
+        ForeignOwnable,
+        Opaque, //
+    },
+};
+
+use super::bindings;
+
+/// The minor number that user space expects of vhost-net.
+pub(crate) const VHOST_NET_MINOR: c_int = bindings::VHOST_NET_MINOR as c_int;
+/// Any free minor number.
+pub(crate) const DYNAMIC_MINOR: c_int = bindings::MISC_DYNAMIC_MINOR as c_int;
+
+/// An open file of a device.
+pub(crate) trait OpenFile: Sized + 'static {
+    /// What holds it while it is open.
+    type Ptr: ForeignOwnable + Send + Sync;
+
+    /// The module that must stay while a file is open.
+    const MODULE: &'static ThisModule;
+
+    /// A file is opened.
+    fn open() -> Result<Self::Ptr>;
+
+    /// An ioctl, from a caller with the native or the 32-bit ABI: pointers are translated.
+    fn ioctl(
+        this: <Self::Ptr as ForeignOwnable>::Borrowed<'_>,
+        cmd: u32,
+        arg: usize,
+    ) -> Result<isize>;
+}
+
+struct FileOperations<T>(PhantomData<T>);
+
+impl<T: OpenFile> FileOperations<T> {
+    const TABLE: bindings::file_operations = bindings::file_operations {
+        owner: T::MODULE.as_ptr(),
+        open: Some(Self::open),
+        release: Some(Self::release),
+        unlocked_ioctl: Some(Self::ioctl),
+        compat_ioctl: bindings::compat_ptr_ioctl,
+        llseek: Some(bindings::noop_llseek),
+        ..pin_init::zeroed()
+    };
+
+    /// # Safety
+    ///
+    /// Called by the VFS, for a file of this device that is being opened.
+    unsafe extern "C" fn open(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
+        match T::open() {
+            Ok(this) => {
+                // SAFETY: Nobody else has the file yet.
+                unsafe { (*file).private_data = this.into_foreign() };
+                0
+            }
+            Err(e) => e.to_errno(),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Called by the VFS, once, for an open file of this device.
+    unsafe extern "C" fn release(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
+        // SAFETY: `open` put the pointer there, and nobody uses it any more.
+        drop(unsafe { T::Ptr::from_foreign((*file).private_data) });
+        0
+    }
+
+    /// # Safety
+    ///
+    /// Called by the VFS, for an open file of this device.
+    unsafe extern "C" fn ioctl(file: *mut bindings::file, cmd: c_uint, arg: c_ulong) -> c_long {
+        // SAFETY: `open` put the pointer there, and the file stays open during the call.
+        let this = unsafe { T::Ptr::borrow((*file).private_data) };
+        match T::ioctl(this, cmd, arg) {
+            Ok(value) => value,
+            // CAST: widens.
+            Err(e) => e.to_errno() as c_long,
+        }
+    }
+}
+
+/// A registered device, until it is dropped.
+#[pin_data(PinnedDrop)]
+pub(crate) struct Registration<T> {
+    #[pin]
+    inner: Opaque<bindings::miscdevice>,
+    _files: PhantomData<T>,
+}
+
+// SAFETY: A device may be deregistered on any thread.
+unsafe impl<T> Send for Registration<T> {}
+// SAFETY: No method takes `&self`.
+unsafe impl<T> Sync for Registration<T> {}
+
+impl<T: OpenFile> Registration<T> {
+    /// Registers a device; `EBUSY` or `EEXIST`, after a call of `taken`, if its minor number or
+    /// its name is taken.
+    pub(crate) fn new(
+        name: &'static CStr,
+        minor: c_int,
+        taken: fn(&CStr),
+    ) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            inner <- Opaque::try_ffi_init(move |slot: *mut bindings::miscdevice| {
+                let device = bindings::miscdevice {
+                    minor,
+                    name: name.as_char_ptr(),
+                    fops: &FileOperations::<T>::TABLE,
+                    ..pin_init::zeroed()
+                };
+                // SAFETY: The slot is ours to write, and stays pinned until deregistration.
+                let registered = unsafe {
+                    slot.write(device);
+                    to_result(bindings::misc_register(slot))
+                };
+                if registered == Err(EBUSY) || registered == Err(EEXIST) {
+                    taken(name);
+                }
+                registered
+            }),
+            _files: PhantomData,
+        })
+    }
+}
+
+#[pinned_drop]
+impl<T> PinnedDrop for Registration<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: Registered, as the value exists.
+        unsafe { bindings::misc_deregister(self.inner.get()) };
+    }
+}

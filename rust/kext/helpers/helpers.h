@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Out-of-line copies of what C offers only as macros and static inlines. No policy here: what
+ * can be Rust is Rust.
+ */
+#ifndef _RVHOST_HELPERS_H
+#define _RVHOST_HELPERS_H
+
+#include <linux/mutex.h>
+#include <linux/poll.h>
+#include <linux/ptr_ring.h>
+#include <linux/skbuff.h>
+#include <linux/uio.h>
+#include <linux/wait.h>
+#include <net/xdp.h>
+
+/* params.c */
+extern char *rvh_param_devname;
+
+/* misc.c: tasks, locks, polling */
+void rvh_module_get(void);
+void rvh_module_put_and_exit(void) __noreturn;
+void rvh_inherit_nice(struct task_struct *task);
+void rvh_set_current_state(unsigned int state);
+bool rvh_fatal_signal_pending(void);
+bool rvh_current_is_kthread(void);
+void rvh_cond_resched(void);
+void rvh_mutex_init(struct mutex *lock);
+int rvh_mutex_lock_killable(struct mutex *lock);
+void rvh_mutex_unlock(struct mutex *lock);
+void rvh_waitqueue_init(struct wait_queue_head *wq);
+__poll_t rvh_vfs_poll(struct file *file, struct poll_table_struct *table);
+
+/* usermem.c: memory of the current address space */
+bool rvh_access_ok(u64 addr, u64 len);
+unsigned long rvh_copy_from_user(void *to, u64 from, unsigned long len);
+unsigned long rvh_copy_to_user(u64 to, const void *from, unsigned long len);
+int rvh_load_u16(u64 addr, u16 *value);
+int rvh_store_u16(u64 addr, u16 value);
+int rvh_gather_descs(u64 table, const u16 *index, void *out, unsigned int count);
+
+/* tun.c: a TAP's socket and ring */
+
+/* NET_SKB_PAD + NET_IP_ALIGN, in a form that bindgen can read; checked where it is used. */
+#define RVH_SKB_PAD_BYTES ((L1_CACHE_BYTES > 32 ? L1_CACHE_BYTES : 32) + NET_IP_ALIGN)
+
+/* What there is to know of a packet from a TAP's ring. */
+struct rvh_packet {
+	void *data;	/* its linear part */
+	u32 linear;	/* bytes in that */
+	u32 len;	/* bytes in all, with the VLAN tag */
+	bool tagged;	/* a VLAN tag is held beside the data */
+	bool bad;	/* no header can describe it */
+	u8 header[10];	/* struct virtio_net_hdr */
+};
+
+int rvh_tun_consume(struct ptr_ring *ring, void **packets, int max);
+void rvh_tun_unconsume(struct ptr_ring *ring, void **packets, int count);
+void rvh_tun_packet(void *packet, struct rvh_packet *info);
+int rvh_tun_packet_to_user(void *packet, const struct rvh_packet *info,
+			   const struct iovec *iov, unsigned long nr, size_t skip);
+bool rvh_sock_wants_headroom(struct socket *sock);
+bool rvh_sock_unlimited(struct socket *sock);
+int rvh_tun_send_batch(struct socket *sock, struct xdp_buff *bufs, unsigned short count);
+int rvh_sock_send(struct socket *sock, const struct iovec *iov, unsigned long nr,
+		  size_t skip, size_t len, bool more);
+
+#endif

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0
+#include <linux/kthread.h>
+#include <linux/module.h>
+#include <linux/sched.h>
+#include <linux/sched/signal.h>
+#include <helpers/helpers.h>
+
+void rvh_module_get(void)
+{
+	__module_get(THIS_MODULE);
+}
+
+void rvh_module_put_and_exit(void)
+{
+	module_put_and_kthread_exit(0);
+}
+
+void rvh_inherit_nice(struct task_struct *task)
+{
+	set_user_nice(task, task_nice(current));
+}
+
+void rvh_set_current_state(unsigned int state)
+{
+	set_current_state(state);
+}
+
+bool rvh_fatal_signal_pending(void)
+{
+	return fatal_signal_pending(current);
+}
+
+bool rvh_current_is_kthread(void)
+{
+	return current->flags & PF_KTHREAD;
+}
+
+void rvh_cond_resched(void)
+{
+	cond_resched();
+}
+
+void rvh_mutex_init(struct mutex *lock)
+{
+	mutex_init(lock);
+}
+
+int rvh_mutex_lock_killable(struct mutex *lock)
+{
+	return mutex_lock_killable(lock);
+}
+
+void rvh_mutex_unlock(struct mutex *lock)
+{
+	mutex_unlock(lock);
+}
+
+void rvh_waitqueue_init(struct wait_queue_head *wq)
+{
+	init_waitqueue_head(wq);
+}
+
+__poll_t rvh_vfs_poll(struct file *file, struct poll_table_struct *table)
+{
+	return vfs_poll(file, table);
+}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: GPL-2.0
+#include <linux/if_tun.h>
+#include <linux/if_vlan.h>
+#include <linux/netdevice.h>
+#include <linux/virtio_net.h>
+#include <net/sock.h>
+#include <helpers/helpers.h>
+
+/*
+ * Takes packets and counts them as sent by their TAP, as its own read path does. A packet in the
+ * ring keeps no reference to its device; but a device that goes away empties its rings and then
+ * waits for RCU readers, so that under the lock the device of a packet just taken exists.
+ */
+int rvh_tun_consume(struct ptr_ring *ring, void **packets, int max)
+{
+	struct net_device *dev = NULL;
+	unsigned int bytes = 0, count = 0;
+	int i, n;
+
+	rcu_read_lock();
+	n = ptr_ring_consume_batched(ring, packets, max);
+	for (i = 0; i < n; i++) {
+		struct sk_buff *skb = packets[i];
+
+		if (tun_is_xdp_frame(packets[i]))
+			continue;
+		dev = skb->dev;
+		bytes += skb->len;
+		count++;
+	}
+	if (dev) {
+		preempt_disable();
+		dev_sw_netstats_tx_add(dev, count, bytes);
+		preempt_enable();
+	}
+	rcu_read_unlock();
+	return n;
+}
+
+void rvh_tun_unconsume(struct ptr_ring *ring, void **packets, int count)
+{
+	ptr_ring_unconsume(ring, packets, count, tun_ptr_free);
+}
+
+void rvh_tun_packet(void *packet, struct rvh_packet *info)
+{
+	struct virtio_net_hdr *header = (struct virtio_net_hdr *)info->header;
+
+	BUILD_BUG_ON(sizeof(info->header) != sizeof(*header));
+	BUILD_BUG_ON(RVH_SKB_PAD_BYTES != NET_SKB_PAD + NET_IP_ALIGN);
+	info->tagged = false;
+	info->bad = false;
+	if (tun_is_xdp_frame(packet)) {
+		struct xdp_frame *frame = tun_ptr_to_xdp(packet);
+
+		info->data = frame->data;
+		info->linear = frame->len;
+		info->len = frame->len;
+		memset(header, 0, sizeof(*header));
+	} else {
+		struct sk_buff *skb = packet;
+		int vlan = skb_vlan_tag_present(skb) ? VLAN_HLEN : 0;
+
+		info->data = skb->data;
+		info->linear = skb_headlen(skb);
+		info->len = skb->len + vlan;
+		info->tagged = vlan;
+		info->bad = virtio_net_hdr_from_skb(skb, header, true, true, vlan);
+	}
+}
+
+int rvh_tun_packet_to_user(void *packet, const struct rvh_packet *info,
+			   const struct iovec *iov, unsigned long nr, size_t skip)
+{
+	struct sk_buff *skb = packet;
+	struct iov_iter iter;
+	int offset = 0;
+
+	iov_iter_init(&iter, ITER_DEST, iov, nr, skip + info->len);
+	iov_iter_advance(&iter, skip);
+	if (tun_is_xdp_frame(packet))
+		return copy_to_iter(info->data, info->len, &iter) == info->len ? 0 : -EFAULT;
+	if (info->tagged) {
+		struct {
+			__be16 proto;
+			__be16 tci;
+		} tag = { skb->vlan_proto, htons(skb_vlan_tag_get(skb)) };
+
+		offset = offsetof(struct vlan_ethhdr, h_vlan_proto);
+		if (skb_copy_datagram_iter(skb, 0, &iter, offset) ||
+		    copy_to_iter(&tag, sizeof(tag), &iter) != sizeof(tag))
+			return -EFAULT;
+	}
+	return skb_copy_datagram_iter(skb, offset, &iter, skb->len - offset);
+}
+
+bool rvh_sock_wants_headroom(struct socket *sock)
+{
+	return sock_flag(sock->sk, SOCK_XDP);
+}
+
+bool rvh_sock_unlimited(struct socket *sock)
+{
+	return READ_ONCE(sock->sk->sk_sndbuf) == INT_MAX;
+}
+
+int rvh_tun_send_batch(struct socket *sock, struct xdp_buff *bufs, unsigned short count)
+{
+	struct tun_msg_ctl ctl = {
+		.type = TUN_MSG_PTR,
+		.num = count,
+		.ptr = bufs,
+	};
+	struct msghdr msg = {
+		.msg_control = &ctl,
+		.msg_controllen = sizeof(ctl),
+		.msg_flags = MSG_DONTWAIT,
+	};
+
+	return sock->ops->sendmsg(sock, &msg, 0);
+}
+
+int rvh_sock_send(struct socket *sock, const struct iovec *iov, unsigned long nr,
+		  size_t skip, size_t len, bool more)
+{
+	struct msghdr msg = {
+		.msg_flags = MSG_DONTWAIT | (more ? MSG_MORE : 0),
+	};
+
+	iov_iter_init(&msg.msg_iter, ITER_SOURCE, iov, nr, skip + len);
+	iov_iter_advance(&msg.msg_iter, skip);
+	return sock->ops->sendmsg(sock, &msg, len);
+}

@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: GPL-2.0
+//! TAP devices: their sockets, their rings, and the packets in those.
+//!
+//! C header: `include/linux/if_tun.h`.
+
+use core::ptr::{
+    self,
+    NonNull, //
+};
+
+use kernel::{
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    prelude::*, //
+};
+
+use super::{
+    bindings,
+    errno,
+    file::FileRef,
+    usermem::UserMem,
+    xdp::TxBatch, //
+};
+use crate::vcore::{
+    addr::Seg,
+    hdr, //
+};
+
+/// Packets taken from a ring at once.
+pub(crate) const RING_BATCH: usize = 64;
+
+/// One queue of a TAP device, as its file stands for it.
+///
+/// # Invariants
+///
+/// `sock` and `ring` belong to `file` and live as long as it does.
+pub(crate) struct TapQueue {
+    file: FileRef,
+    sock: NonNull<bindings::socket>,
+    ring: NonNull<bindings::ptr_ring>,
+}
+
+// SAFETY: The socket's operations and the ring have their own locks, and may be used by any
+// thread in process context.
+unsafe impl Send for TapQueue {}
+
+impl TapQueue {
+    /// The TAP queue that `file` is; `ENOTSOCK` if it is none.
+    pub(crate) fn of(file: FileRef) -> Result<Self> {
+        // SAFETY: The file is referenced.
+        let sock = from_err_ptr(unsafe { bindings::tun_get_socket(file.as_ptr()) });
+        // SAFETY: As above.
+        let ring = from_err_ptr(unsafe { bindings::tun_get_tx_ring(file.as_ptr()) });
+        match (
+            sock.map(NonNull::new).map_err(|_| errno::enotsock())?,
+            ring.map(NonNull::new).map_err(|_| errno::enotsock())?,
+        ) {
+            // INVARIANT: Both were resolved from this very file.
+            (Some(sock), Some(ring)) => Ok(Self { file, sock, ring }),
+            _ => Err(errno::enotsock()),
+        }
+    }
+
+    /// The file.
+    pub(crate) fn file(&self) -> &FileRef {
+        &self.file
+    }
+
+    /// Whether the device wants room for an XDP program in front of packets.
+    #[inline]
+    pub(crate) fn wants_headroom(&self) -> bool {
+        // SAFETY: By the type's invariant the socket is valid.
+        unsafe { bindings::rvh_sock_wants_headroom(self.sock.as_ptr()) }
+    }
+
+    /// Whether the send buffer is unlimited, so that the device never asks to wait.
+    #[inline]
+    pub(crate) fn is_unlimited(&self) -> bool {
+        // SAFETY: By the type's invariant the socket is valid.
+        unsafe { bindings::rvh_sock_unlimited(self.sock.as_ptr()) }
+    }
+
+    /// Takes packets from the ring into the empty `packets`. Returns how many.
+    #[inline]
+    pub(crate) fn receive(&self, packets: &mut Packets) -> usize {
+        if !packets.is_empty() {
+            return 0;
+        }
+        // SAFETY: The ring is valid, and there is room for `RING_BATCH` pointers: `Option<Packet>`
+        // is one, by `Packet`'s layout.
+        let n = unsafe {
+            bindings::rvh_tun_consume(
+                self.ring.as_ptr(),
+                packets.slots.as_mut_ptr().cast(),
+                RING_BATCH as c_int,
+            )
+        };
+        packets.head = 0;
+        // PANIC: the kernel returns no more than it was asked for.
+        packets.tail = usize::try_from(n).unwrap_or(0).min(RING_BATCH);
+        packets.len()
+    }
+
+    /// Puts what is left of `packets` back to the front of the ring, in order. What finds no
+    /// room is freed.
+    pub(crate) fn put_back(&self, packets: &mut Packets) {
+        let (head, count) = (packets.head, packets.len());
+        packets.head = 0;
+        packets.tail = 0;
+        let Some(left) = packets.slots.get_mut(head..head + count) else {
+            return;
+        };
+        if count == 0 {
+            return;
+        }
+        // SAFETY: These are `count` packets of this ring's kind, whose ownership goes to the
+        // ring.
+        // CAST: at most `RING_BATCH`.
+        unsafe {
+            bindings::rvh_tun_unconsume(
+                self.ring.as_ptr(),
+                left.as_mut_ptr().cast(),
+                count as c_int,
+            )
+        };
+        for slot in left {
+            // SAFETY: The pointers were given away: forget them without freeing.
+            unsafe { ptr::write(slot, None) };
+        }
+    }
+
+    /// Hands a batch of packets to the device and empties it.
+    ///
+    /// # Errors
+    ///
+    /// `EBADFD` if the device is gone; the packets are freed.
+    pub(crate) fn send_batch(&self, batch: &mut TxBatch) -> Result {
+        let (bufs, count) = batch.filled();
+        if count == 0 {
+            return Ok(());
+        }
+        // SAFETY: The socket is valid and `count` buffers are filled as the device wants them.
+        let sent =
+            to_result(unsafe { bindings::rvh_tun_send_batch(self.sock.as_ptr(), bufs, count) });
+        if sent.is_ok() {
+            // SAFETY: The device took them all.
+            unsafe { batch.forget() };
+        } else {
+            batch.clear();
+        }
+        sent
+    }
+
+    /// Sends one packet: the `len` bytes at offset `skip` of `segs`, header first.
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` if the send buffer is full; anything else means that the packet is lost.
+    pub(crate) fn send(
+        &self,
+        _user: &mut UserMem<'_>,
+        segs: &[Seg],
+        skip: usize,
+        len: usize,
+        more: bool,
+    ) -> Result {
+        // SAFETY: The socket is valid; `Seg` is laid out as an iovec, and the device checks the
+        // user addresses, which `_user` shows to be of the right address space.
+        to_result(unsafe {
+            bindings::rvh_sock_send(
+                self.sock.as_ptr(),
+                segs.as_ptr().cast(),
+                segs.len() as c_ulong,
+                skip,
+                len,
+                more,
+            )
+        })
+    }
+}
+
+impl PartialEq for TapQueue {
+    fn eq(&self, other: &Self) -> bool {
+        self.file == other.file
+    }
+}
+
+/// An entry of a TAP's ring: an skb, or an XDP frame with the lowest bit of the pointer set.
+///
+/// # Invariants
+///
+/// A packet taken from a ring, and owned.
+#[repr(transparent)]
+struct Packet(NonNull<c_void>);
+
+// SAFETY: A packet may be used and freed by any thread.
+unsafe impl Send for Packet {}
+
+impl Drop for Packet {
+    fn drop(&mut self) {
+        // SAFETY: By the type's invariant the packet is ours to free.
+        unsafe { bindings::tun_ptr_free(self.0.as_ptr()) };
+    }
+}
+
+/// Packets taken from a ring and not yet delivered.
+///
+/// # Invariants
+///
+/// The slots in `head..tail` hold packets.
+pub(crate) struct Packets {
+    slots: [Option<Packet>; RING_BATCH],
+    head: usize,
+    tail: usize,
+}
+
+impl Packets {
+    /// None yet.
+    pub(crate) fn new() -> Self {
+        Self {
+            slots: [const { None }; RING_BATCH],
+            head: 0,
+            tail: 0,
+        }
+    }
+
+    /// Whether there is none.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head == self.tail
+    }
+
+    /// How many there are.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.tail - self.head
+    }
+
+    /// What there is to know of the first packet.
+    #[inline]
+    pub(crate) fn first(&self) -> Option<PacketView<'_>> {
+        let packet = self.slots.get(self.head..self.tail)?.first()?.as_ref()?;
+        let mut info = bindings::rvh_packet::default();
+        // SAFETY: The packet is valid, and `info` may be written.
+        unsafe { bindings::rvh_tun_packet(packet.0.as_ptr(), &mut info) };
+        // INVARIANT: `info` was filled for this packet.
+        Some(PacketView { packet, info })
+    }
+
+    /// Frees the first packet.
+    #[inline]
+    pub(crate) fn pop(&mut self) {
+        if self.head < self.tail {
+            if let Some(slot) = self.slots.get_mut(self.head) {
+                *slot = None;
+            }
+            self.head += 1;
+        }
+    }
+}
+
+/// A packet, looked at.
+///
+/// # Invariants
+///
+/// `info` describes `packet`, which does not change while it is borrowed.
+pub(crate) struct PacketView<'a> {
+    packet: &'a Packet,
+    info: bindings::rvh_packet,
+}
+
+impl PacketView<'_> {
+    /// Bytes of the frame, a VLAN tag included.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        // CAST: u32 to usize widens.
+        self.info.len as usize
+    }
+
+    /// The header that describes it; `None` if none can.
+    #[inline]
+    pub(crate) fn header(&self) -> Option<&[u8; hdr::BASE_BYTES]> {
+        (!self.info.bad).then_some(&self.info.header)
+    }
+
+    /// The whole frame, if it lies in one piece.
+    #[inline]
+    pub(crate) fn bytes(&self) -> Option<&[u8]> {
+        if self.info.tagged || self.info.linear != self.info.len || self.info.data.is_null() {
+            return None;
+        }
+        // SAFETY: By the type's invariant these are the packet's bytes, and nobody writes them
+        // while the packet is ours.
+        Some(unsafe { core::slice::from_raw_parts(self.info.data.cast(), self.len()) })
+    }
+
+    /// Copies the frame to `segs`, behind their first `skip` bytes. `EFAULT` if not all of it
+    /// could be written.
+    pub(crate) fn copy_to(&self, _user: &mut UserMem<'_>, segs: &[Seg], skip: usize) -> Result {
+        // SAFETY: The packet is valid and `info` describes it; `Seg` is laid out as an iovec,
+        // and the user addresses are checked on the way.
+        to_result(unsafe {
+            bindings::rvh_tun_packet_to_user(
+                self.packet.0.as_ptr(),
+                &self.info,
+                segs.as_ptr().cast(),
+                segs.len() as c_ulong,
+                skip,
+            )
+        })
+    }
+}

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Waiting for a condition, and waking one thread for events.
+//!
+//! C headers: `include/linux/wait.h`, `include/linux/sched.h`.
+
+use core::mem::MaybeUninit;
+
+use kernel::{
+    prelude::*,
+    sync::{
+        aref::ARef,
+        atomic::{
+            Atomic,
+            Full,
+            Relaxed, //
+        },
+        SetOnce, //
+    },
+    task::Task,
+    types::Opaque, //
+};
+
+use super::bindings;
+
+/// A queue of threads that wait for something to become true.
+#[pin_data]
+pub(crate) struct WaitQueue {
+    #[pin]
+    raw: Opaque<bindings::wait_queue_head>,
+}
+
+// SAFETY: A wait queue has its own lock.
+unsafe impl Send for WaitQueue {}
+// SAFETY: As above.
+unsafe impl Sync for WaitQueue {}
+
+impl WaitQueue {
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            raw <- Opaque::ffi_init(|slot: *mut bindings::wait_queue_head| {
+                // SAFETY: `slot` is valid, uninitialised and pinned.
+                unsafe { bindings::rvh_waitqueue_init(slot) }
+            }),
+        })
+    }
+
+    /// Wakes all that wait, to look at their conditions.
+    pub(crate) fn wake_all(&self) {
+        // SAFETY: The queue is initialised; 0 is for all exclusive waiters.
+        unsafe {
+            bindings::__wake_up(
+                self.raw.get(),
+                bindings::TASK_NORMAL,
+                0,
+                core::ptr::null_mut(),
+            )
+        };
+    }
+
+    /// Waits until `done` returns a value; `EINTR` if the caller is killed.
+    ///
+    /// `done` must not sleep.
+    pub(crate) fn wait_killable<T>(&self, done: impl FnMut() -> Option<T>) -> Result<T> {
+        self.wait(bindings::RVH_TASK_KILLABLE, MAX_WAIT, done)
+            .ok_or(EINTR)
+    }
+
+    /// Waits until `done` returns a value, for `jiffies` at the most, signals or not.
+    ///
+    /// `done` must not sleep.
+    pub(crate) fn wait_timeout<T>(
+        &self,
+        jiffies: c_long,
+        done: impl FnMut() -> Option<T>,
+    ) -> Option<T> {
+        self.wait(bindings::RVH_TASK_UNINTERRUPTIBLE, jiffies, done)
+    }
+
+    fn wait<T>(
+        &self,
+        state: u32,
+        mut jiffies: c_long,
+        mut done: impl FnMut() -> Option<T>,
+    ) -> Option<T> {
+        let mut entry = MaybeUninit::<bindings::wait_queue_entry>::uninit();
+        let entry = entry.as_mut_ptr();
+        // SAFETY: `entry` is valid for writing; it belongs to this thread.
+        unsafe { bindings::init_wait_entry(entry, 0) };
+        let result = loop {
+            // SAFETY: Queue and entry are initialised; the entry is taken off before it goes.
+            // CAST: task states are small.
+            unsafe { bindings::prepare_to_wait(self.raw.get(), entry, state as c_int) };
+            if let Some(value) = done() {
+                break Some(value);
+            }
+            // SAFETY: May be called anywhere.
+            let killed =
+                state == bindings::RVH_TASK_KILLABLE && unsafe { bindings::rvh_fatal_signal_pending() };
+            if killed || jiffies == 0 {
+                break None;
+            }
+            // SAFETY: This is a thread that may sleep: it called a function that waits.
+            jiffies = unsafe { bindings::schedule_timeout(jiffies) };
+        };
+        // SAFETY: The entry was prepared on this queue by this thread.
+        unsafe { bindings::finish_wait(self.raw.get(), entry) };
+        result
+    }
+}
+
+/// `MAX_SCHEDULE_TIMEOUT`: until woken.
+const MAX_WAIT: c_long = c_long::MAX;
+
+/// The bell of one thread: events that others ring, as bits, and the thread that sleeps on them.
+pub(crate) struct Bell {
+    rung: Atomic<u32>,
+    sleeper: SetOnce<ARef<Task>>,
+}
+
+impl Bell {
+    pub(crate) fn new() -> Self {
+        Self {
+            rung: Atomic::new(0),
+            sleeper: SetOnce::new(),
+        }
+    }
+
+    /// Says whose bell it is, once.
+    pub(super) fn belongs_to(&self, task: ARef<Task>) {
+        self.sleeper.populate(task);
+    }
+
+    /// Rings: the thread wakes, or finds the events when it next looks. Never sleeps.
+    pub(crate) fn ring(&self, events: u32) {
+        let mut old = self.rung.load(Relaxed);
+        // Full order on success: what was done before ringing is seen by who hears it.
+        while let Err(now) = self.rung.cmpxchg(old, old | events, Full) {
+            old = now;
+        }
+        if let Some(task) = self.sleeper.as_ref() {
+            task.wake_up();
+        }
+    }
+
+    /// The events that were rung and not yet answered.
+    #[inline]
+    pub(crate) fn rung(&self) -> u32 {
+        self.rung.load(Relaxed)
+    }
+
+    /// Takes back `events`; returns those of them that had been rung.
+    pub(crate) fn answer(&self, events: u32) -> u32 {
+        let mut old = self.rung.load(Relaxed);
+        while let Err(now) = self.rung.cmpxchg(old, old & !events, Full) {
+            old = now;
+        }
+        old & events
+    }
+
+    /// Sleeps until one of `events` has been rung. To be called by the bell's own thread, which
+    /// costs nothing while it sleeps.
+    pub(crate) fn sleep_until(&self, events: u32) {
+        loop {
+            // SAFETY: Says of this thread that it is about to sleep; undone below.
+            unsafe { bindings::rvh_set_current_state(bindings::RVH_TASK_IDLE) };
+            if self.rung() & events != 0 {
+                break;
+            }
+            // SAFETY: This thread may sleep: it called a function that does.
+            unsafe { bindings::schedule() };
+        }
+        // SAFETY: This thread runs.
+        unsafe { bindings::rvh_set_current_state(bindings::TASK_RUNNING) };
+    }
+}

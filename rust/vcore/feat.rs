@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Feature bits, and what the acknowledged ones mean for a packet's header.
+
+/// Packets may span several chains; the header counts them (virtio 1.3, 5.1.3).
+pub const NET_F_MRG_RXBUF: u64 = 1 << 15;
+/// Interrupt when the available ring runs empty, whatever the suppression says (legacy).
+pub const F_NOTIFY_ON_EMPTY: u64 = 1 << 24;
+/// vhost itself supplies and strips the packet header. The same bit is `VIRTIO_F_ANY_LAYOUT`.
+pub const VHOST_NET_F_VIRTIO_NET_HDR: u64 = 1 << 27;
+/// Descriptors may name tables of descriptors.
+pub const F_INDIRECT_DESC: u64 = 1 << 28;
+/// Event indices suppress notifications.
+pub const F_EVENT_IDX: u64 = 1 << 29;
+/// The device is not a legacy one.
+pub const F_VERSION_1: u64 = 1 << 32;
+/// Buffers are used in the order in which they were made available.
+pub const F_IN_ORDER: u64 = 1 << 35;
+/// Single queues can be reset.
+pub const F_RING_RESET: u64 = 1 << 40;
+
+/// Bytes that precede each packet, by who provides them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeaderLen {
+    /// Header bytes that vhost itself strips (TX) or supplies as zeroes (RX).
+    pub vhost: usize,
+    /// Header bytes that the backend reads and writes.
+    pub sock: usize,
+    /// Whether the header has the `num_buffers` field at offset 10.
+    pub num_buffers: bool,
+}
+
+impl HeaderLen {
+    /// The lengths for the acknowledged features `acked`.
+    pub fn of(acked: u64) -> Self {
+        let num_buffers = acked & (NET_F_MRG_RXBUF | F_VERSION_1) != 0;
+        let len = if num_buffers { 12 } else { 10 };
+        let ours = acked & VHOST_NET_F_VIRTIO_NET_HDR != 0;
+        Self {
+            vhost: if ours { len } else { 0 },
+            sock: if ours { 0 } else { len },
+            num_buffers,
+        }
+    }
+
+    /// All header bytes in front of a packet in guest memory.
+    #[inline]
+    pub fn guest(&self) -> usize {
+        self.vhost + self.sock
+    }
+}
+
+#[cfg_attr(rv_kunit, ::kernel::macros::kunit_tests(rvhost_vcore_feat))]
+#[cfg(any(test, rv_kunit))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn header_is_12_bytes_with_mergeable_or_version_1_else_10() {
+        assert_eq!(HeaderLen::of(0).sock, 10);
+        assert_eq!(HeaderLen::of(NET_F_MRG_RXBUF).sock, 12);
+        assert_eq!(HeaderLen::of(F_VERSION_1).sock, 12);
+        assert!(!HeaderLen::of(0).num_buffers);
+    }
+
+    #[test]
+    fn bit_27_moves_the_header_from_the_backend_to_vhost() {
+        let len = HeaderLen::of(VHOST_NET_F_VIRTIO_NET_HDR | F_VERSION_1);
+        assert_eq!(len.vhost, 12);
+        assert_eq!(len.sock, 0);
+        assert_eq!(len.guest(), 12);
+    }
+}
