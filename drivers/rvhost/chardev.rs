@@ -2,8 +2,13 @@
 //! The character device: each open file is a device of its own.
 
 use kernel::{
+    iov::{
+        IovIterDest,
+        IovIterSource, //
+    },
     prelude::*,
     sync::{
+        poll::PollTable,
         Arc,
         ArcBorrow, //
     },
@@ -12,7 +17,11 @@ use kernel::{
 use crate::{
     device::Device,
     ioctl,
-    kext::chrdev::OpenFile, //
+    kext::chrdev::{
+        OpenFile,
+        OpenedFile, //
+    },
+    message, //
 };
 
 /// `/dev/vhost-net`.
@@ -29,5 +38,17 @@ impl OpenFile for VhostNet {
 
     fn ioctl(device: ArcBorrow<'_, Device>, cmd: u32, arg: usize) -> Result<isize> {
         ioctl::dispatch(&device, cmd, arg)
+    }
+
+    fn read(device: ArcBorrow<'_, Device>, wait: bool, to: &mut IovIterDest<'_>) -> Result<usize> {
+        message::read(&device, wait, to)
+    }
+
+    fn write(device: ArcBorrow<'_, Device>, from: &mut IovIterSource<'_>) -> Result<usize> {
+        message::write(&device, from)
+    }
+
+    fn poll(device: ArcBorrow<'_, Device>, file: &OpenedFile<'_>, table: PollTable<'_>) -> bool {
+        device.iotlb().poll(file, table)
     }
 }

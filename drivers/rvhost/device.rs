@@ -17,6 +17,7 @@ use kernel::{
 };
 
 use crate::{
+    iotlb::Iotlb,
     kext::{
         errno,
         eventfd::EventFd,
@@ -24,13 +25,20 @@ use crate::{
         killable::KillableMutex,
         mm::OwnerMm,
         trace,
-        tun::TapQueue, //
+        tun::TapQueue,
+        usermem::in_user_range, //
     },
     memtable::MemTable,
     vcore::{
-        addr::Hva,
-        feat,
-        map::Lookup, //
+        addr::{
+            Hva,
+            Seg, //
+        },
+        feat::{
+            self,
+            Features, //
+        },
+        iotlb::Entry, //
     },
     virtqueue::{
         Addresses,
@@ -41,17 +49,20 @@ use crate::{
     worker::Worker,
 };
 
-/// The first 64 feature bits on offer.
-pub(crate) const FEATURES: u64 = feat::NET_F_MRG_RXBUF
-    | feat::F_NOTIFY_ON_EMPTY
-    | feat::VHOST_NET_F_VIRTIO_NET_HDR
-    | feat::F_INDIRECT_DESC
-    | feat::F_EVENT_IDX
-    | feat::F_VERSION_1
-    | feat::F_IN_ORDER
-    | feat::F_RING_RESET;
-/// All feature words on offer.
-pub(crate) const FEATURE_WORDS: [u64; 2] = [FEATURES, 0];
+/// The features on offer.
+pub(crate) const FEATURES: Features = Features([
+    feat::NET_F_MRG_RXBUF
+        | feat::F_NOTIFY_ON_EMPTY
+        | feat::VHOST_F_LOG_ALL
+        | feat::VHOST_NET_F_VIRTIO_NET_HDR
+        | feat::F_INDIRECT_DESC
+        | feat::F_EVENT_IDX
+        | feat::F_VERSION_1
+        | feat::F_ACCESS_PLATFORM
+        | feat::F_IN_ORDER
+        | feat::F_RING_RESET,
+    feat::NET_F_GUEST_UDP_TUNNEL_GSO | feat::NET_F_HOST_UDP_TUNNEL_GSO,
+]);
 /// The backend features on offer: `VHOST_BACKEND_F_IOTLB_MSG_V2`.
 pub(crate) const BACKEND_FEATURES: u64 = 1 << 1;
 
@@ -66,11 +77,14 @@ pub(crate) struct Device {
     control: KillableMutex<Control>,
     #[pin]
     owner: SpinLock<Option<Arc<Owner>>>,
+    iotlb: Arc<Iotlb>,
+    /// The acknowledged backend features.
+    backend_features: Atomic<u64>,
 }
 
 /// What concerns the device as a whole.
 struct Control {
-    acked: u64,
+    acked: Features,
     /// The memory table. Outlives an owner as an empty one, as that of C vhost-net does.
     table: Option<Arc<MemTable>>,
 }
@@ -105,15 +119,18 @@ impl Device {
     /// A device without an owner.
     pub(crate) fn new() -> Result<Arc<Self>> {
         let id = OPENED.fetch_add(1, Relaxed);
+        let iotlb = Iotlb::new()?;
         trace::open(id);
         Arc::pin_init(
             pin_init!(Self {
                 id,
                 control <- KillableMutex::new(Control {
-                    acked: 0,
+                    acked: Features::default(),
                     table: None,
                 }),
                 owner <- new_spinlock!(None),
+                iotlb,
+                backend_features: Atomic::new(0),
             }),
             GFP_KERNEL,
         )
@@ -137,8 +154,8 @@ impl Device {
             return Err(EBUSY);
         }
         let mm = OwnerMm::of_current().ok_or(EPERM)?;
-        let rx = Queue::new(self.id, Direction::Rx, &mm, &control)?;
-        let tx = Queue::new(self.id, Direction::Tx, &mm, &control)?;
+        let rx = self.new_queue(Direction::Rx, &mm, &control)?;
+        let tx = self.new_queue(Direction::Tx, &mm, &control)?;
         let owner = Arc::pin_init(
             pin_init!(Owner {
                 mm,
@@ -160,38 +177,158 @@ impl Device {
         rx.end();
         tx.end();
         drop((rx, tx));
-        control.acked = 0;
+        control.acked = Features::default();
         control.table = Some(empty);
+        self.backend_features.store(0, Relaxed);
+        self.iotlb.switch_off();
         let gone = self.owner.lock().take();
         drop(gone);
         Ok(())
     }
 
     /// `VHOST_SET_FEATURES`, after the check of what is offered.
-    pub(crate) fn set_features(&self, acked: u64) -> Result {
+    pub(crate) fn set_features(&self, acked: Features) -> Result {
         let mut control = self.control.lock()?;
-        if let Some(owner) = self.any_owner() {
-            owner.for_each(|vq| vq.set_features(acked))?;
+        let owner = self.any_owner();
+        if let Some(owner) = &owner {
+            if acked.any(feat::VHOST_F_LOG_ALL) && !owner.could_log()? {
+                return Err(EFAULT);
+            }
+        }
+        let was_virtual = control.acked.any(feat::F_ACCESS_PLATFORM);
+        let is_virtual = acked.any(feat::F_ACCESS_PLATFORM);
+        if is_virtual {
+            // A new one each time: what was cached under other features is gone.
+            self.iotlb.switch_on().map_err(|_| EFAULT)?;
+        }
+        if let Some(owner) = &owner {
+            let iotlb = is_virtual.then(|| self.iotlb.clone());
+            owner.for_each(|vq| {
+                if was_virtual != is_virtual {
+                    vq.forget_addresses();
+                }
+                vq.ring.memory.set_iotlb(iotlb.clone());
+                vq.set_features(acked);
+            })?;
+        }
+        if !is_virtual {
+            self.iotlb.switch_off();
         }
         control.acked = acked;
         Ok(())
+    }
+
+    /// `VHOST_SET_BACKEND_FEATURES`, after the check of what is offered.
+    pub(crate) fn set_backend_features(&self, acked: u64) {
+        self.backend_features.store(acked, Relaxed);
+    }
+
+    /// Whether messages to user space are of the second version.
+    pub(crate) fn messages_are_v2(&self) -> bool {
+        self.backend_features.load(Relaxed) & BACKEND_FEATURES != 0
     }
 
     /// `VHOST_SET_MEM_TABLE`.
     pub(crate) fn set_mem_table(&self, owner: &Owner, table: Arc<MemTable>) -> Result {
         let mut control = self.control.lock()?;
         let (mut rx, mut tx) = (owner.rx.lock()?, owner.tx.lock()?);
-        if (rx.has_backend() || tx.has_backend()) && !table.in_user_range() {
-            return Err(EFAULT);
+        let mut queues = [&mut *rx, &mut *tx];
+        for queue in &mut queues {
+            if queue.has_backend() {
+                let fits = queue.with(|vq| {
+                    let log = &vq.ring.memory.log;
+                    log.fits(log.base, &table, None)
+                })?;
+                if !fits || !table.in_user_range() {
+                    return Err(EFAULT);
+                }
+            }
         }
-        for queue in [&mut *rx, &mut *tx] {
-            queue.with(|vq| {
-                vq.ring.table = Some(table.clone());
-                vq.ring.lookup = Lookup::default();
-            })?;
+        for queue in queues {
+            queue.with(|vq| vq.ring.memory.set_table(Some(table.clone())))?;
         }
         control.table = Some(table);
         Ok(())
+    }
+
+    /// `VHOST_SET_LOG_BASE`: for both queues, or for none.
+    pub(crate) fn set_log_base(&self, owner: &Owner, base: u64) -> Result {
+        let _control = self.control.lock()?;
+        let (mut rx, mut tx) = (owner.rx.lock()?, owner.tx.lock()?);
+        let mut queues = [&mut *rx, &mut *tx];
+        for queue in &mut queues {
+            if queue.has_backend() && !queue.with(|vq| vq.log_ok(base, &vq.ring.layout))? {
+                return Err(EFAULT);
+            }
+        }
+        for queue in queues {
+            queue.with(|vq| vq.ring.memory.log.base = base)?;
+        }
+        Ok(())
+    }
+
+    /// `VHOST_SET_LOG_FD`.
+    pub(crate) fn set_log_event(&self, owner: &Owner, event: Option<EventFd>) -> Result {
+        let _control = self.control.lock()?;
+        let event = match event {
+            Some(event) => Some(Arc::new(event, GFP_KERNEL)?),
+            None => None,
+        };
+        owner.for_each(|vq| vq.ring.memory.log.event = event.clone())
+    }
+
+    /// The IOTLB.
+    pub(crate) fn iotlb(&self) -> &Iotlb {
+        &self.iotlb
+    }
+
+    /// Adds a mapping of `size` bytes to the IOTLB; queues that waited for it go on.
+    pub(crate) fn add_mapping(&self, entry: Entry, size: u64) -> Result {
+        let seg = Seg {
+            at: Hva(entry.hva),
+            len: size,
+        };
+        if !in_user_range(seg) {
+            return Err(EFAULT);
+        }
+        let _control = self.control.lock()?;
+        self.iotlb.update(entry)?;
+        self.forget_mappings()
+    }
+
+    /// Removes what touches `size` bytes at `iova` from the IOTLB. No queue uses it any more when
+    /// this returns.
+    pub(crate) fn remove_mappings(&self, iova: u64, size: u64) -> Result {
+        let _control = self.control.lock()?;
+        // An empty range touches nothing; one that wraps ends at the top.
+        match size.checked_sub(1) {
+            Some(more) => self.iotlb.invalidate(iova, iova.saturating_add(more))?,
+            None => return self.iotlb.invalidate(1, 0),
+        }
+        self.forget_mappings()
+    }
+
+    fn forget_mappings(&self) -> Result {
+        match self.any_owner() {
+            Some(owner) => owner.for_each(|vq| vq.ring.memory.forget()),
+            None => Ok(()),
+        }
+    }
+
+    fn new_queue(&self, direction: Direction, mm: &OwnerMm, control: &Control) -> Result<Queue> {
+        let worker = Worker::spawn(direction, mm)?;
+        let bell = worker.handoff().bell().clone();
+        let mut vq = Virtqueue::new(self.id, direction, bell)?;
+        vq.set_features(control.acked);
+        let memory = &mut vq.ring.memory;
+        memory.set_table(control.table.clone());
+        if control.acked.any(feat::F_ACCESS_PLATFORM) {
+            memory.set_iotlb(Some(self.iotlb.clone()));
+        }
+        Ok(Queue {
+            place: Place::Stopped(vq),
+            worker,
+        })
     }
 }
 
@@ -220,6 +357,26 @@ impl Owner {
         }
     }
 
+    /// Whether running queues could log all writes.
+    fn could_log(&self) -> Result<bool> {
+        for queue in [&self.rx, &self.tx] {
+            let mut queue = queue.lock()?;
+            if !queue.has_backend() {
+                continue;
+            }
+            let could = queue.with(|vq| {
+                let before = core::mem::replace(&mut vq.ring.memory.log.buffers, true);
+                let ok = vq.log_ok(vq.ring.memory.log.base, &vq.ring.layout);
+                vq.ring.memory.log.buffers = before;
+                ok
+            })?;
+            if !could {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn for_each(&self, mut f: impl FnMut(&mut Virtqueue)) -> Result {
         for queue in [&self.rx, &self.tx] {
             queue.lock()?.with(&mut f)?;
@@ -228,32 +385,25 @@ impl Owner {
     }
 
     /// `VHOST_NET_SET_BACKEND`: runs queue `index` on the TAP that `fd` names, or on none.
-    pub(crate) fn set_backend(&self, index: u32, fd: i32) -> Result {
+    pub(crate) fn set_backend(&self, device: &Device, index: u32, fd: i32) -> Result {
         let mut queue = self.queue(index)?.lock()?;
+        if fd == -1 {
+            device.iotlb.forget(index);
+        }
         if !queue.with(|vq| vq.access_ok())? {
             return Err(EFAULT);
         }
         let tap = match fd {
             -1 => None,
-            fd => Some(TapQueue::of(FileRef::get(fd).map_err(|_| errno::enotsock())?)?),
+            fd => Some(TapQueue::of(
+                FileRef::get(fd).map_err(|_| errno::enotsock())?,
+            )?),
         };
         queue.set_backend(&self.mm, tap)
     }
 }
 
 impl Queue {
-    fn new(dev: u32, direction: Direction, mm: &OwnerMm, control: &Control) -> Result<Self> {
-        let worker = Worker::spawn(direction, mm)?;
-        let bell = worker.handoff().bell().clone();
-        let mut vq = Virtqueue::new(dev, direction, bell)?;
-        vq.set_features(control.acked);
-        vq.ring.table = control.table.clone();
-        Ok(Self {
-            place: Place::Stopped(vq),
-            worker,
-        })
-    }
-
     fn has_backend(&self) -> bool {
         matches!(self.place, Place::Running)
     }
@@ -355,7 +505,9 @@ impl Queue {
     /// `VHOST_SET_VRING_BASE`.
     pub(crate) fn set_base(&mut self, base: u32) -> Result {
         let vq = self.stopped()?;
-        vq.ring.cursor.set_base(base.try_into().map_err(|_| EINVAL)?);
+        vq.ring
+            .cursor
+            .set_base(base.try_into().map_err(|_| EINVAL)?);
         Ok(())
     }
 
@@ -367,17 +519,7 @@ impl Queue {
     /// `VHOST_SET_VRING_ADDR`, after the checks of flags and alignment.
     pub(crate) fn set_addresses(&mut self, at: Addresses) -> Result {
         let running = self.has_backend();
-        self.with(|vq| {
-            let layout = vq
-                .ring
-                .layout
-                .moved(Hva(at.desc), Hva(at.avail), Hva(at.used));
-            if running && !vq.ring_ok(&layout) {
-                return Err(EINVAL);
-            }
-            vq.ring.layout = layout;
-            Ok(())
-        })?
+        self.with(|vq| vq.set_addresses(at, running))?
     }
 
     /// `VHOST_SET_VRING_KICK`.

@@ -19,7 +19,7 @@ use crate::{
         Device,
         Owner,
         BACKEND_FEATURES,
-        FEATURE_WORDS, //
+        FEATURES, //
     },
     kext::{
         errno,
@@ -33,7 +33,8 @@ use crate::{
             Gpa,
             Hva, //
         },
-        map::Region,
+        feat::Features,
+        map::Region, //
     },
     virtqueue::Addresses,
 };
@@ -43,6 +44,8 @@ const SET_FEATURES: u32 = 0x4008af00;
 const SET_OWNER: u32 = 0x0000af01;
 const RESET_OWNER: u32 = 0x0000af02;
 const SET_MEM_TABLE: u32 = 0x4008af03;
+const SET_LOG_BASE: u32 = 0x4008af04;
+const SET_LOG_FD: u32 = 0x4004af07;
 const SET_VRING_NUM: u32 = 0x4008af10;
 const SET_VRING_ADDR: u32 = 0x4028af11;
 const SET_VRING_BASE: u32 = 0x4008af12;
@@ -65,24 +68,34 @@ const VRING_F_LOG: u32 = 1;
 pub(crate) fn dispatch(device: &Device, cmd: u32, arg: usize) -> Result<isize> {
     let arg = Arg(arg);
     match cmd {
-        GET_FEATURES => arg.put(0, &FEATURE_WORDS[0])?,
+        GET_FEATURES => arg.put(0, &FEATURES.0[0])?,
         SET_FEATURES => set_features(device, [arg.get(0)?, 0])?,
         GET_FEATURES_ARRAY => get_features_array(arg)?,
         SET_FEATURES_ARRAY => set_features_array(device, arg)?,
         GET_BACKEND_FEATURES => arg.put(0, &BACKEND_FEATURES)?,
         SET_BACKEND_FEATURES => {
-            if arg.get::<u64>(0)? & !BACKEND_FEATURES != 0 {
+            let acked: u64 = arg.get(0)?;
+            if acked & !BACKEND_FEATURES != 0 {
                 return Err(errno::eopnotsupp());
             }
+            device.set_backend_features(acked);
         }
         SET_OWNER => device.set_owner().map_err(no_worker)?,
         RESET_OWNER => device.reset_owner()?,
         NET_SET_BACKEND => {
             let [index, fd] = arg.get::<[u32; 2]>(0)?;
             // CAST: a descriptor is signed, whatever structure it comes in.
-            device.owner()?.set_backend(index, fd as i32)?;
+            device.owner()?.set_backend(device, index, fd as i32)?;
         }
         SET_MEM_TABLE => set_mem_table(device, &*device.owner()?, arg)?,
+        SET_LOG_BASE => {
+            let owner = device.owner()?;
+            device.set_log_base(&owner, arg.get(0)?)?;
+        }
+        SET_LOG_FD => {
+            let owner = device.owner()?;
+            device.set_log_event(&owner, optional_fd(arg.get(0)?, EventFd::get)?)?;
+        }
         _ => vring(&*device.owner()?, cmd, arg)?,
     }
     Ok(0)
@@ -98,23 +111,26 @@ fn no_worker(e: Error) -> Error {
 }
 
 fn set_features(device: &Device, words: [u64; 2]) -> Result {
-    for (word, offered) in words.into_iter().zip(FEATURE_WORDS) {
+    for (word, offered) in words.into_iter().zip(FEATURES.0) {
         if word & !offered != 0 {
             return Err(errno::eopnotsupp());
         }
     }
-    device.set_features(words[0])
+    device.set_features(Features(words))
 }
 
 fn get_features_array(arg: Arg) -> Result {
     let count: u64 = arg.get(0)?;
-    let known = FEATURE_WORDS.iter().zip(0..count);
+    let known = FEATURES.0.iter().zip(0..count);
     for (word, i) in known {
         arg.put(8 + 8 * i, word)?;
     }
     // The words we do not know are zero, however many there are room for.
-    let end = count.checked_mul(8).and_then(|n| n.checked_add(8)).ok_or(EFAULT)?;
-    let mut at = end.min(8 + 8 * FEATURE_WORDS.len() as u64);
+    let end = count
+        .checked_mul(8)
+        .and_then(|n| n.checked_add(8))
+        .ok_or(EFAULT)?;
+    let mut at = end.min(8 + 8 * FEATURES.0.len() as u64);
     let zeroes = [0; 512];
     while at < end {
         // CAST: at most 512.
@@ -129,12 +145,15 @@ fn get_features_array(arg: Arg) -> Result {
 
 fn set_features_array(device: &Device, arg: Arg) -> Result {
     let count: u64 = arg.get(0)?;
-    let mut words = [0; FEATURE_WORDS.len()];
+    let mut words = FEATURES.0.map(|_| 0);
     for (word, i) in words.iter_mut().zip(0..count) {
         *word = arg.get(8 + 8 * i)?;
     }
     for i in words.len() as u64..count {
-        let at = i.checked_mul(8).and_then(|n| n.checked_add(8)).ok_or(EFAULT)?;
+        let at = i
+            .checked_mul(8)
+            .and_then(|n| n.checked_add(8))
+            .ok_or(EFAULT)?;
         if arg.get::<u64>(at)? != 0 {
             return Err(errno::eopnotsupp());
         }
@@ -178,13 +197,20 @@ fn vring(owner: &Owner, cmd: u32, arg: Arg) -> Result {
         SET_VRING_ADDR => {
             // In the order of the structure: the used ring comes before the available ring.
             let [_, desc, used, avail, log] = arg.get::<[u64; 5]>(0)?;
-            if second()? & !VRING_F_LOG != 0 {
+            let flags = second()?;
+            if flags & !VRING_F_LOG != 0 {
                 return Err(errno::eopnotsupp());
             }
             if avail % 2 != 0 || used % 4 != 0 || log % 4 != 0 {
                 return Err(EINVAL);
             }
-            queue.set_addresses(Addresses { desc, used, avail })
+            let log = (flags & VRING_F_LOG != 0).then_some(log);
+            queue.set_addresses(Addresses {
+                desc,
+                used,
+                avail,
+                log,
+            })
         }
         SET_VRING_KICK => queue.set_kick(optional_fd(second()?, FileRef::get)?),
         SET_VRING_CALL => queue.set_call(optional_fd(second()?, EventFd::get)?),

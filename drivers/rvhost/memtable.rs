@@ -44,7 +44,10 @@ impl MemTable {
         self.regions.iter().all(|r| {
             // A region of 2^64 bytes saturates, and is out of range as it should be.
             let len = (r.last - r.first).saturating_add(1);
-            in_user_range(Seg { at: Hva(r.hva), len })
+            in_user_range(Seg {
+                at: Hva(r.hva),
+                len,
+            })
         })
     }
 }

@@ -3,19 +3,18 @@
 
 use core::ops::DerefMut;
 
-use kernel::{
-    prelude::*,
-    sync::Arc, //
-};
+use kernel::prelude::*;
 
 use crate::{
-    guest::Guest,
+    guest::{
+        Guest,
+        Memory, //
+    },
     kext::{
         eventfd::EventFd,
         trace,
         usermem::UserMem, //
     },
-    memtable::MemTable,
     trace::Problem,
     vcore::{
         self,
@@ -25,13 +24,13 @@ use crate::{
             Chain, //
         },
         feat::HeaderLen,
-        map::Lookup,
         mem::Access,
         split::{
             Cursor,
             Layout, //
         },
         wire::UsedElem,
+        Error, //
     },
 };
 
@@ -56,8 +55,7 @@ pub(crate) struct Ring {
     pub(crate) cursor: Cursor,
     pub(crate) header: HeaderLen,
     pub(crate) mergeable: bool,
-    pub(crate) table: Option<Arc<MemTable>>,
-    pub(crate) lookup: Lookup,
+    pub(crate) memory: Memory,
     pub(crate) call: Option<EventFd>,
     pub(crate) err: Option<EventFd>,
 }
@@ -69,12 +67,23 @@ impl Ring {
         &'a mut self,
         user: &'a mut UserMem<'u>,
     ) -> (&'a mut Cursor, &'a Layout, Guest<'a, 'u>) {
-        let guest = Guest {
-            user,
-            regions: self.table.as_ref().map_or(&[], |t| t.regions()),
-            lookup: &mut self.lookup,
-        };
+        let used = self.layout.writable(false).at;
+        let guest = Guest::new(user, &mut self.memory, self.index, used);
         (&mut self.cursor, &self.layout, guest)
+    }
+
+    /// Whether all of the ring can be accessed. Only an IOTLB knows before the access.
+    pub(crate) fn covered(&mut self, user: &mut UserMem<'_>) -> vcore::Result {
+        if !self.memory.is_virtual() {
+            return Ok(());
+        }
+        let (cursor, layout, mut guest) = self.parts(user);
+        let event_idx = cursor.event_idx();
+        for area in layout.readable(event_idx) {
+            guest.covers(area.at, area.len, Access::Read)?;
+        }
+        let area = layout.writable(event_idx);
+        guest.covers(area.at, area.len, Access::Write)
     }
 
     /// Prepares to run; see [`Cursor::start`].
@@ -155,10 +164,15 @@ impl Ring {
         }
     }
 
-    /// Tells owner and tracers that the ring is broken.
+    /// Tells owner and tracers that the ring is broken. A mapping that is missing is no such
+    /// case: user space was asked for it.
     #[cold]
     pub(crate) fn fail(&self, problem: impl Into<Problem>) {
-        trace::error(self.dev, self.index, problem.into().number());
+        let problem = problem.into();
+        trace::error(self.dev, self.index, problem.number());
+        if problem == Problem::Ring(Error::Miss) {
+            return;
+        }
         if let Some(err) = &self.err {
             err.signal();
         }

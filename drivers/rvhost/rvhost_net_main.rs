@@ -6,9 +6,12 @@ mod chardev;
 mod device;
 mod guest;
 mod ioctl;
+mod iotlb;
 #[path = "../../rust/kext/mod.rs"]
 mod kext;
+mod log;
 mod memtable;
+mod message;
 mod ring;
 mod rx;
 mod trace;

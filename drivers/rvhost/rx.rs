@@ -61,7 +61,7 @@ impl Rx {
     pub(crate) fn new() -> Result<Self> {
         Ok(Self {
             chains: chains(MAX_CHAINS, MAX_SEGMENTS)?,
-            packets: Packets::new(),
+            packets: Packets::new()?,
         })
     }
 
@@ -77,19 +77,14 @@ impl Rx {
     }
 
     /// Delivers up to one batch.
-    pub(crate) fn pass(
-        &mut self,
-        ring: &mut Ring,
-        user: &mut UserMem<'_>,
-        tap: &TapQueue,
-    ) -> Next {
+    pub(crate) fn pass(&mut self, ring: &mut Ring, user: &mut UserMem<'_>, tap: &TapQueue) -> Next {
         ring.suppress(user);
         if self.packets.is_empty() && tap.receive(&mut self.packets) == 0 {
             return Next::AwaitBackend;
         }
         let (mut count, mut bytes, mut unsignalled) = (0, 0, 0);
         let next = loop {
-            let Some(packet) = self.packets.first() else {
+            let Some(packet) = self.packets.first(ring.header.tunnel) else {
                 break Next::Again;
             };
             let len = packet.len() + ring.header.guest();
@@ -98,6 +93,10 @@ impl Rx {
                     let segs = self.chains.segments_of_first(n);
                     match deliver(&packet, ring, user, segs, n) {
                         Ok(()) => {
+                            // A bit that cannot be set is lost, the packet is not.
+                            if let Err(e) = ring.memory.log_packet(user, segs, len) {
+                                ring.fail(e);
+                            }
                             if use_chains(&mut self.chains, ring, user, n, len).is_err() {
                                 break Next::AwaitKick;
                             }
@@ -230,10 +229,7 @@ fn deliver(
     let mut header = [0; hdr::MAX_BYTES];
     let len = ring.header.guest();
     if ring.header.sock > 0 {
-        let base = packet.header().ok_or(Problem::Header)?;
-        if let Some(to) = header.first_chunk_mut() {
-            *to = *base;
-        }
+        header = *packet.header().ok_or(Problem::Header)?;
     }
     if ring.header.num_buffers {
         if let Some(to) = header.get_mut(hdr::NUM_BUFFERS_AT..hdr::NUM_BUFFERS_AT + 2) {
@@ -253,12 +249,7 @@ fn deliver(
 
 /// Writes `data` to `segs`, behind their first `skip` bytes.
 #[inline]
-fn scatter(
-    user: &mut UserMem<'_>,
-    segs: &[Seg],
-    mut skip: u64,
-    mut data: &[u8],
-) -> vcore::Result {
+fn scatter(user: &mut UserMem<'_>, segs: &[Seg], mut skip: u64, mut data: &[u8]) -> vcore::Result {
     for seg in segs {
         if seg.len <= skip {
             skip -= seg.len;

@@ -47,6 +47,8 @@ impl Problem {
             Self::Ring(NoRoom) => 11,
             Self::Ring(WrongDirection) => 12,
             Self::Ring(Empty) => 13,
+            Self::Ring(Miss) => 14,
+            Self::Ring(Denied) => 15,
             Self::Short => 32,
             Self::Header => 33,
             Self::Backend => 34,

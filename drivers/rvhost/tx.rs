@@ -5,8 +5,7 @@ use kernel::prelude::*;
 
 use crate::{
     kext::{
-        errno,
-        trace,
+        errno, trace,
         tun::TapQueue,
         usermem::UserMem,
         xdp::{
@@ -64,12 +63,7 @@ impl Tx {
     }
 
     /// Sends up to one batch.
-    pub(crate) fn pass(
-        &mut self,
-        ring: &mut Ring,
-        user: &mut UserMem<'_>,
-        tap: &TapQueue,
-    ) -> Next {
+    pub(crate) fn pass(&mut self, ring: &mut Ring, user: &mut UserMem<'_>, tap: &TapQueue) -> Next {
         ring.suppress(user);
         self.chains.clear();
         let taken = match ring.take(user, Access::Read, BATCH, &mut self.chains) {

@@ -7,6 +7,7 @@ use kernel::{
 };
 
 use crate::{
+    guest::Memory,
     kext::{
         file::FileRef,
         handoff::{
@@ -17,8 +18,7 @@ use crate::{
             ready,
             PollHook, //
         },
-        sched,
-        trace,
+        sched, trace,
         tun::TapQueue,
         usermem::{
             in_user_range,
@@ -30,13 +30,19 @@ use crate::{
     rx::Rx,
     tx::Tx,
     vcore::{
-        addr::Hva,
+        addr::{
+            Gpa,
+            Hva,
+            RingAddr,
+            Seg, //
+        },
         feat::{
             self,
+            Features,
             HeaderLen, //
         },
-        map::Lookup,
         split::{
+            Area,
             Cursor,
             Layout, //
         },
@@ -90,6 +96,8 @@ pub(crate) struct Addresses {
     pub(crate) desc: u64,
     pub(crate) used: u64,
     pub(crate) avail: u64,
+    /// Where writes to the used ring are logged, if they are: a guest address.
+    pub(crate) log: Option<u64>,
 }
 
 /// A virtqueue without a backend.
@@ -115,7 +123,7 @@ pub(crate) struct Backend {
 impl Virtqueue {
     /// A queue as `VHOST_SET_OWNER` finds it.
     pub(crate) fn new(dev: u32, direction: Direction, bell: Arc<Bell>) -> Result<KBox<Self>> {
-        let layout = Layout::new(1, Hva(0), Hva(0), Hva(0)).ok_or(EINVAL)?;
+        let layout = Layout::new(1, RingAddr(0), RingAddr(0), RingAddr(0)).ok_or(EINVAL)?;
         Ok(KBox::new(
             Self {
                 ring: Ring {
@@ -125,8 +133,7 @@ impl Virtqueue {
                     cursor: Cursor::default(),
                     header: HeaderLen::default(),
                     mergeable: false,
-                    table: None,
-                    lookup: Lookup::default(),
+                    memory: Memory::default(),
                     call: None,
                     err: None,
                 },
@@ -142,10 +149,54 @@ impl Virtqueue {
     }
 
     /// Takes over what the driver acknowledged.
-    pub(crate) fn set_features(&mut self, acked: u64) {
-        self.ring.cursor.set_features(acked);
+    pub(crate) fn set_features(&mut self, acked: Features) {
+        self.ring.cursor.set_features(acked.0[0]);
         self.ring.header = HeaderLen::of(acked);
-        self.ring.mergeable = acked & feat::NET_F_MRG_RXBUF != 0;
+        self.ring.mergeable = acked.any(feat::NET_F_MRG_RXBUF);
+        self.ring.memory.log.buffers = acked.any(feat::VHOST_F_LOG_ALL);
+    }
+
+    /// Forgets where the ring is: its addresses were of another kind.
+    pub(crate) fn forget_addresses(&mut self) {
+        let nowhere = RingAddr(0);
+        self.ring.layout = self.ring.layout.moved(nowhere, nowhere, nowhere);
+        if let Some(log) = &mut self.ring.memory.log.used {
+            *log = Gpa(0);
+        }
+    }
+
+    /// Moves the ring.
+    ///
+    /// # Errors
+    ///
+    /// If it is checked, and lies where no user memory can be: `EINVAL`. Nothing has changed.
+    pub(crate) fn set_addresses(&mut self, at: Addresses, check: bool) -> Result {
+        let layout = self.ring.layout.moved(
+            RingAddr(at.desc),
+            RingAddr(at.avail),
+            RingAddr(at.used), //
+        );
+        let log = &mut self.ring.memory.log;
+        let before = core::mem::replace(&mut log.used, at.log.map(Gpa));
+        if check && !self.ring.memory.is_virtual() {
+            let log_ok = self.log_ok(self.ring.memory.log.base, &layout);
+            if !self.ring_ok(&layout) || !log_ok {
+                self.ring.memory.log.used = before;
+                return Err(EINVAL);
+            }
+        }
+        self.ring.layout = layout;
+        Ok(())
+    }
+
+    /// Whether a log at `base` lies where user memory may be, for all that is logged.
+    pub(crate) fn log_ok(&self, base: u64, layout: &Layout) -> bool {
+        let memory = &self.ring.memory;
+        let used = layout.writable(self.ring.cursor.event_idx());
+        memory.table().is_some_and(|table| {
+            let used_len = (!memory.is_virtual()).then_some(used.len);
+            memory.log.fits(base, table, used_len)
+        })
     }
 
     /// Listens for kicks on `file`, or on none. The same file again changes nothing.
@@ -176,19 +227,23 @@ impl Virtqueue {
 
     /// Whether ring and memory lie where user memory may be.
     pub(crate) fn access_ok(&self) -> bool {
-        self.ring_ok(&self.ring.layout)
-            && self
-                .ring
-                .table
-                .as_ref()
-                .is_some_and(|table| table.in_user_range())
+        let Ring { layout, memory, .. } = &self.ring;
+        memory.table().is_some_and(|table| table.in_user_range())
+            && self.log_ok(memory.log.base, layout)
+            // What an IOTLB translates is found out on the way.
+            && (memory.is_virtual() || self.ring_ok(layout))
     }
 
     /// Whether a ring at `layout` would.
     pub(crate) fn ring_ok(&self, layout: &Layout) -> bool {
         let event_idx = self.ring.cursor.event_idx();
-        layout.readable(event_idx).into_iter().all(in_user_range)
-            && in_user_range(layout.writable(event_idx))
+        let ok = |area: Area| {
+            in_user_range(Seg {
+                at: Hva(area.at.0),
+                len: area.len,
+            })
+        };
+        layout.readable(event_idx).into_iter().all(ok) && ok(layout.writable(event_idx))
     }
 
     /// Gets ready to run on `tap`.
@@ -271,6 +326,8 @@ impl Running {
         let bell = handoff.bell();
         let Virtqueue { ring, path, .. } = &mut *self.vq;
         let Backend { tap, hook } = &mut self.backend;
+        // The control plane may have changed anything.
+        let mut covered = false;
         loop {
             let rung = bell.rung();
             if rung & events::CONTROL != 0 && handoff.wanted() {
@@ -279,6 +336,18 @@ impl Running {
             // Before looking at anything: what happens from here on rings again.
             if rung & (KICK | BACKEND) != 0 && bell.answer(KICK | BACKEND) & KICK != 0 {
                 trace::kick(ring.dev, ring.index);
+            }
+            if !covered {
+                if ring.layout.is_nowhere() {
+                    bell.sleep_until(events::CONTROL);
+                    continue;
+                }
+                if let Err(e) = ring.covered(user) {
+                    ring.fail(e);
+                    bell.sleep_until(events::CONTROL | KICK);
+                    continue;
+                }
+                covered = true;
             }
             let next = match path {
                 Path::Rx(rx) => rx.pass(ring, user, tap),

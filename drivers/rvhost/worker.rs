@@ -115,8 +115,11 @@ impl Worker {
 
     /// Ends the thread. The queue, if the thread had it.
     pub(crate) fn end(&self) -> Option<Running> {
-        self.handoff
-            .end(msecs_to_jiffies(END_TIMEOUT_MS).try_into().unwrap_or(c_long::MAX))
+        self.handoff.end(
+            msecs_to_jiffies(END_TIMEOUT_MS)
+                .try_into()
+                .unwrap_or(c_long::MAX),
+        )
     }
 }
 

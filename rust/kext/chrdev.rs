@@ -10,7 +10,16 @@ use core::marker::PhantomData;
 
 use kernel::{
     error::to_result,
+    fs::File,
+    iov::{
+        IovIterDest,
+        IovIterSource, //
+    },
     prelude::*,
+    sync::poll::{
+        PollCondVar,
+        PollTable, //
+    },
     types::{
         ForeignOwnable,
         Opaque, //
@@ -41,6 +50,36 @@ pub(crate) trait OpenFile: Sized + 'static {
         cmd: u32,
         arg: usize,
     ) -> Result<isize>;
+
+    /// A read into `to`, which is to wait for data if `wait`. Returns the bytes written there.
+    fn read(
+        this: <Self::Ptr as ForeignOwnable>::Borrowed<'_>,
+        wait: bool,
+        to: &mut IovIterDest<'_>,
+    ) -> Result<usize>;
+
+    /// A write of `from`. Returns the bytes that count as written.
+    fn write(
+        this: <Self::Ptr as ForeignOwnable>::Borrowed<'_>,
+        from: &mut IovIterSource<'_>,
+    ) -> Result<usize>;
+
+    /// Whether there is something to read; registers `table` for when there will be.
+    fn poll(
+        this: <Self::Ptr as ForeignOwnable>::Borrowed<'_>,
+        file: &OpenedFile<'_>,
+        table: PollTable<'_>,
+    ) -> bool;
+}
+
+/// The file through which a device is polled.
+pub(crate) struct OpenedFile<'a>(&'a File);
+
+impl OpenedFile<'_> {
+    /// Has `table` wait on `condition`.
+    pub(crate) fn wait_on(&self, condition: &PollCondVar, table: PollTable<'_>) {
+        table.register_wait(self.0, condition);
+    }
 }
 
 struct FileOperations<T>(PhantomData<T>);
@@ -50,6 +89,9 @@ impl<T: OpenFile> FileOperations<T> {
         owner: T::MODULE.as_ptr(),
         open: Some(Self::open),
         release: Some(Self::release),
+        read_iter: Some(Self::read_iter),
+        write_iter: Some(Self::write_iter),
+        poll: Some(Self::poll),
         unlocked_ioctl: Some(Self::ioctl),
         compat_ioctl: bindings::compat_ptr_ioctl,
         llseek: Some(bindings::noop_llseek),
@@ -90,6 +132,64 @@ impl<T: OpenFile> FileOperations<T> {
             // CAST: widens.
             Err(e) => e.to_errno() as c_long,
         }
+    }
+
+    /// # Safety
+    ///
+    /// Called by the VFS, for an open file of this device.
+    unsafe extern "C" fn read_iter(
+        kiocb: *mut bindings::kiocb,
+        to: *mut bindings::iov_iter,
+    ) -> isize {
+        // SAFETY: The VFS passes a valid request for an open file, whose pointer `open` set.
+        let (this, flags) = unsafe {
+            let file = (*kiocb).ki_filp;
+            (T::Ptr::borrow((*file).private_data), (*file).f_flags)
+        };
+        // SAFETY: The VFS passes a valid iterator to read into.
+        let to = unsafe { IovIterDest::from_raw(to) };
+        byte_count(T::read(this, flags & bindings::O_NONBLOCK == 0, to))
+    }
+
+    /// # Safety
+    ///
+    /// Called by the VFS, for an open file of this device.
+    unsafe extern "C" fn write_iter(
+        kiocb: *mut bindings::kiocb,
+        from: *mut bindings::iov_iter,
+    ) -> isize {
+        // SAFETY: The VFS passes a valid request for an open file, whose pointer `open` set.
+        let this = unsafe { T::Ptr::borrow((*(*kiocb).ki_filp).private_data) };
+        // SAFETY: The VFS passes a valid iterator to write from.
+        byte_count(T::write(this, unsafe { IovIterSource::from_raw(from) }))
+    }
+
+    /// # Safety
+    ///
+    /// Called by the VFS, for an open file of this device.
+    unsafe extern "C" fn poll(
+        file: *mut bindings::file,
+        table: *mut bindings::poll_table_struct,
+    ) -> bindings::__poll_t {
+        // SAFETY: `open` put the pointer there, and the file stays open during the call.
+        let this = unsafe { T::Ptr::borrow((*file).private_data) };
+        // SAFETY: The file is open; polling does not touch its position.
+        let opened = OpenedFile(unsafe { File::from_raw_file(file) });
+        // SAFETY: The VFS passes null or a table that is valid during the call.
+        if T::poll(this, &opened, unsafe { PollTable::from_raw(table) }) {
+            bindings::POLLIN | bindings::POLLRDNORM
+        } else {
+            0
+        }
+    }
+}
+
+fn byte_count(result: Result<usize>) -> isize {
+    match result {
+        // CAST: no request is longer than `isize::MAX`.
+        Ok(n) => n as isize,
+        // CAST: widens.
+        Err(e) => e.to_errno() as isize,
     }
 }
 

@@ -146,16 +146,17 @@ impl<T: Send + Unpin> Handoff<T> {
     pub(crate) fn end(&self, jiffies: c_long) -> Option<T> {
         self.state.lock().ending = true;
         self.bell.ring(events::CONTROL);
-        self.changed.wait_timeout(jiffies, || {
-            let mut state = self.state.lock();
-            state
-                .ended
-                .then(|| core::mem::replace(&mut state.place, Place::Away))
-        })
-        .and_then(|place| match place {
-            Place::Given(value) | Place::Returned(value) => Some(value),
-            Place::Away | Place::Working => None,
-        })
+        self.changed
+            .wait_timeout(jiffies, || {
+                let mut state = self.state.lock();
+                state
+                    .ended
+                    .then(|| core::mem::replace(&mut state.place, Place::Away))
+            })
+            .and_then(|place| match place {
+                Place::Given(value) | Place::Returned(value) => Some(value),
+                Place::Away | Place::Working => None,
+            })
     }
 
     // The thread's side.

@@ -209,21 +209,25 @@ impl Drop for Packet {
 ///
 /// # Invariants
 ///
-/// The slots in `head..tail` hold packets.
+/// There are `RING_BATCH` slots, of which those in `head..tail` hold packets.
 pub(crate) struct Packets {
-    slots: [Option<Packet>; RING_BATCH],
+    slots: KVec<Option<Packet>>,
     head: usize,
     tail: usize,
 }
 
 impl Packets {
     /// None yet.
-    pub(crate) fn new() -> Self {
-        Self {
-            slots: [const { None }; RING_BATCH],
+    pub(crate) fn new() -> Result<Self> {
+        let mut slots = KVec::with_capacity(RING_BATCH, GFP_KERNEL)?;
+        for _ in 0..RING_BATCH {
+            slots.push(None, GFP_KERNEL)?;
+        }
+        Ok(Self {
+            slots,
             head: 0,
             tail: 0,
-        }
+        })
     }
 
     /// Whether there is none.
@@ -238,13 +242,13 @@ impl Packets {
         self.tail - self.head
     }
 
-    /// What there is to know of the first packet.
+    /// What there is to know of the first packet; with tunnel fields in its header if asked for.
     #[inline]
-    pub(crate) fn first(&self) -> Option<PacketView<'_>> {
+    pub(crate) fn first(&self, tunnel: bool) -> Option<PacketView<'_>> {
         let packet = self.slots.get(self.head..self.tail)?.first()?.as_ref()?;
         let mut info = bindings::rvh_packet::default();
         // SAFETY: The packet is valid, and `info` may be written.
-        unsafe { bindings::rvh_tun_packet(packet.0.as_ptr(), &mut info) };
+        unsafe { bindings::rvh_tun_packet(packet.0.as_ptr(), tunnel, &mut info) };
         // INVARIANT: `info` was filled for this packet.
         Some(PacketView { packet, info })
     }
@@ -279,9 +283,9 @@ impl PacketView<'_> {
         self.info.len as usize
     }
 
-    /// The header that describes it; `None` if none can.
+    /// The header that describes it, as far as its kind goes; `None` if none can.
     #[inline]
-    pub(crate) fn header(&self) -> Option<&[u8; hdr::BASE_BYTES]> {
+    pub(crate) fn header(&self) -> Option<&[u8; hdr::MAX_BYTES]> {
         (!self.info.bad).then_some(&self.info.header)
     }
 

@@ -20,8 +20,7 @@ use crate::vcore::{
         Desc,
         DESC_BYTES, //
     },
-    Error,
-    Result,
+    Error, Result,
 };
 
 /// Whether `seg` lies where user memory may be; says nothing about what is mapped there.
@@ -93,6 +92,16 @@ impl UserMem<'_> {
     pub(crate) fn store_u16(&mut self, at: Hva, value: u16) -> Result {
         // SAFETY: The function checks `at`.
         match unsafe { bindings::rvh_store_u16(at.0, value.to_le()) } {
+            0 => Ok(()),
+            _ => Err(Error::Fault),
+        }
+    }
+
+    /// Sets bits of a little-endian 32-bit word, atomically against whoever else changes it. `at`
+    /// must be a multiple of four.
+    pub(crate) fn set_bits(&mut self, at: Hva, bits: u32) -> Result {
+        // SAFETY: The function checks `at`.
+        match unsafe { bindings::rvh_set_bits(at.0, bits.to_le()) } {
             0 => Ok(()),
             _ => Err(Error::Fault),
         }

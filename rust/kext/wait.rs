@@ -94,8 +94,8 @@ impl WaitQueue {
                 break Some(value);
             }
             // SAFETY: May be called anywhere.
-            let killed =
-                state == bindings::RVH_TASK_KILLABLE && unsafe { bindings::rvh_fatal_signal_pending() };
+            let killed = state == bindings::RVH_TASK_KILLABLE
+                && unsafe { bindings::rvh_fatal_signal_pending() };
             if killed || jiffies == 0 {
                 break None;
             }

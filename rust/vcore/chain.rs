@@ -6,7 +6,7 @@ use core::ops::DerefMut;
 use super::{
     addr::{
         Gpa,
-        Hva,
+        RingAddr,
         Seg, //
     },
     mem::{
@@ -20,8 +20,7 @@ use super::{
         DESC_F_NEXT,
         DESC_F_WRITE, //
     },
-    Error,
-    Result,
+    Error, Result,
 };
 
 /// Segments one packet may have (`UIO_MAXIOV`, the limit of C vhost).
@@ -173,7 +172,7 @@ where
     pub(super) fn add<M: GuestMem>(
         &mut self,
         mem: &mut M,
-        table: Hva,
+        table: RingAddr,
         num: u16,
         head: u16,
         desc: Desc,
@@ -243,7 +242,7 @@ struct Walk<'a, M> {
 
 impl<M: GuestMem> Walk<'_, M> {
     /// Follows a chain of the ring's own table.
-    fn chain(&mut self, table: Hva, num: u16, mut desc: Desc) -> Result {
+    fn chain(&mut self, table: RingAddr, num: u16, mut desc: Desc) -> Result {
         // A chain without a loop visits each descriptor once at most.
         for _ in 0..num {
             if desc.has(DESC_F_INDIRECT) {
@@ -322,7 +321,7 @@ impl<M: GuestMem> Walk<'_, M> {
             return Err(Error::ReadableAfterWritable);
         }
         while left > 0 {
-            let seg = self.mem.segment(Gpa(at), left)?;
+            let seg = self.mem.segment(Gpa(at), left, access)?;
             if self.kept + self.dropped >= self.segs.len() {
                 return Err(Error::TooManySegments);
             }

@@ -5,6 +5,8 @@
 pub const NET_F_MRG_RXBUF: u64 = 1 << 15;
 /// Interrupt when the available ring runs empty, whatever the suppression says (legacy).
 pub const F_NOTIFY_ON_EMPTY: u64 = 1 << 24;
+/// Writes to guest memory are logged.
+pub const VHOST_F_LOG_ALL: u64 = 1 << 26;
 /// vhost itself supplies and strips the packet header. The same bit is `VIRTIO_F_ANY_LAYOUT`.
 pub const VHOST_NET_F_VIRTIO_NET_HDR: u64 = 1 << 27;
 /// Descriptors may name tables of descriptors.
@@ -13,10 +15,34 @@ pub const F_INDIRECT_DESC: u64 = 1 << 28;
 pub const F_EVENT_IDX: u64 = 1 << 29;
 /// The device is not a legacy one.
 pub const F_VERSION_1: u64 = 1 << 32;
+/// Addresses in rings are I/O virtual ones, which an IOTLB translates.
+pub const F_ACCESS_PLATFORM: u64 = 1 << 33;
 /// Buffers are used in the order in which they were made available.
 pub const F_IN_ORDER: u64 = 1 << 35;
 /// Single queues can be reset.
 pub const F_RING_RESET: u64 = 1 << 40;
+
+/// The guest takes UDP-tunnel segments; of the second feature word (bit 65).
+pub const NET_F_GUEST_UDP_TUNNEL_GSO: u64 = 1 << (65 - 64);
+/// The guest sends UDP-tunnel segments; of the second feature word (bit 67).
+pub const NET_F_HOST_UDP_TUNNEL_GSO: u64 = 1 << (67 - 64);
+
+/// Feature bits in two words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features(pub [u64; 2]);
+
+impl Features {
+    /// Whether any of `bits` of the first word is set.
+    #[inline]
+    pub fn any(&self, bits: u64) -> bool {
+        self.0[0] & bits != 0
+    }
+
+    /// Whether tunnel headers are exchanged.
+    fn tunnel(&self) -> bool {
+        self.0[1] & (NET_F_GUEST_UDP_TUNNEL_GSO | NET_F_HOST_UDP_TUNNEL_GSO) != 0
+    }
+}
 
 /// Bytes that precede each packet, by who provides them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,18 +53,25 @@ pub struct HeaderLen {
     pub sock: usize,
     /// Whether the header has the `num_buffers` field at offset 10.
     pub num_buffers: bool,
+    /// Whether the header has tunnel fields.
+    pub tunnel: bool,
 }
 
 impl HeaderLen {
-    /// The lengths for the acknowledged features `acked`.
-    pub fn of(acked: u64) -> Self {
-        let num_buffers = acked & (NET_F_MRG_RXBUF | F_VERSION_1) != 0;
-        let len = if num_buffers { 12 } else { 10 };
-        let ours = acked & VHOST_NET_F_VIRTIO_NET_HDR != 0;
+    /// The lengths for the acknowledged features.
+    pub fn of(acked: Features) -> Self {
+        let num_buffers = acked.any(NET_F_MRG_RXBUF | F_VERSION_1);
+        let len = match (acked.tunnel(), num_buffers) {
+            (true, _) => 24,
+            (false, true) => 12,
+            (false, false) => 10,
+        };
+        let ours = acked.any(VHOST_NET_F_VIRTIO_NET_HDR);
         Self {
             vhost: if ours { len } else { 0 },
             sock: if ours { 0 } else { len },
             num_buffers,
+            tunnel: acked.tunnel(),
         }
     }
 
@@ -54,17 +87,23 @@ impl HeaderLen {
 mod tests {
     use super::*;
 
+    fn of(first: u64, second: u64) -> HeaderLen {
+        HeaderLen::of(Features([first, second]))
+    }
+
     #[test]
-    fn header_is_12_bytes_with_mergeable_or_version_1_else_10() {
-        assert_eq!(HeaderLen::of(0).sock, 10);
-        assert_eq!(HeaderLen::of(NET_F_MRG_RXBUF).sock, 12);
-        assert_eq!(HeaderLen::of(F_VERSION_1).sock, 12);
-        assert!(!HeaderLen::of(0).num_buffers);
+    fn header_is_24_bytes_with_tunnels_12_with_mergeable_or_version_1_else_10() {
+        assert_eq!(of(0, 0).sock, 10);
+        assert_eq!(of(NET_F_MRG_RXBUF, 0).sock, 12);
+        assert_eq!(of(F_VERSION_1, 0).sock, 12);
+        assert_eq!(of(F_VERSION_1, NET_F_GUEST_UDP_TUNNEL_GSO).sock, 24);
+        assert_eq!(of(0, NET_F_HOST_UDP_TUNNEL_GSO).sock, 24);
+        assert!(!of(0, 0).num_buffers);
     }
 
     #[test]
     fn bit_27_moves_the_header_from_the_backend_to_vhost() {
-        let len = HeaderLen::of(VHOST_NET_F_VIRTIO_NET_HDR | F_VERSION_1);
+        let len = of(VHOST_NET_F_VIRTIO_NET_HDR | F_VERSION_1, 0);
         assert_eq!(len.vhost, 12);
         assert_eq!(len.sock, 0);
         assert_eq!(len.guest(), 12);

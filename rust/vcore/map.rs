@@ -7,8 +7,7 @@ use super::{
         Hva,
         Seg, //
     },
-    Error,
-    Result,
+    Error, Result,
 };
 
 /// A region of guest memory. Holds its last address, not its size, so that a region may end at
@@ -42,7 +41,11 @@ impl Region {
         let left = self.last - at;
         Some(Seg {
             at: Hva(self.hva.wrapping_add(at - self.first)),
-            len: if len > left { left.saturating_add(1) } else { len },
+            len: if len > left {
+                left.saturating_add(1)
+            } else {
+                len
+            },
         })
     }
 }
@@ -79,6 +82,26 @@ pub fn normalize(regions: &mut [Region]) -> usize {
         kept += 1;
     }
     kept
+}
+
+/// Calls `f` with each range of guest addresses that lies at `len` bytes of owner memory at `at`.
+pub fn aliases(table: &[Region], at: Hva, len: u64, mut f: impl FnMut(Gpa, u64)) {
+    let Some(more) = len.checked_sub(1) else {
+        return;
+    };
+    let (first, last) = (at.0, at.0.saturating_add(more));
+    for region in table {
+        let end = region.hva.saturating_add(region.last - region.first);
+        if last < region.hva || first > end {
+            continue;
+        }
+        let (from, to) = (first.max(region.hva), last.min(end));
+        // No overflow: both lie in the region.
+        f(
+            Gpa(region.first + (from - region.hva)),
+            (to - from).saturating_add(1),
+        );
+    }
 }
 
 /// Looks addresses up in a normalized table, remembering the region that was last hit.
@@ -167,6 +190,18 @@ mod tests {
         assert_eq!(find(table, 0x200, 1)?, (0x20100, 1));
         assert_eq!(find(table, 0x4ff, 9)?, (0x203ff, 1));
         Ok(())
+    }
+
+    #[test]
+    fn all_guest_addresses_of_owner_memory_are_found() {
+        let table = [region(0, 0xfff, 0x10000), region(0x8000, 0x8fff, 0x10800)];
+        let mut found = [(0, 0); 3];
+        let mut n = 0;
+        aliases(&table, Hva(0x10f00), 0x200, |gpa, len| {
+            found[n] = (gpa.0, len);
+            n += 1;
+        });
+        assert_eq!(found, [(0xf00, 0x100), (0x8700, 0x200), (0, 0)]);
     }
 
     #[test]

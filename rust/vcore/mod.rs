@@ -11,9 +11,11 @@
 
 pub mod addr;
 pub mod chain;
+pub mod dirty;
 pub mod event;
 pub mod feat;
 pub mod hdr;
+pub mod iotlb;
 pub mod map;
 pub mod mem;
 #[cfg(any(test, rv_kunit, feature = "mock"))]
@@ -55,6 +57,10 @@ pub enum Error {
     WrongDirection,
     /// The chain has no bytes at all.
     Empty,
+    /// The IOTLB has no mapping yet. Not an error: user space was asked for one.
+    Miss,
+    /// The IOTLB's mapping does not allow the access.
+    Denied,
 }
 
 /// What the core's operations return.

@@ -5,15 +5,14 @@ use core::ops::DerefMut;
 
 use super::{
     addr::{
-        Hva,
+        RingAddr,
         Seg, //
     },
     chain::{
         Batch,
         Chain, //
     },
-    event,
-    feat,
+    event, feat,
     mem::{
         Access,
         Fence,
@@ -27,14 +26,22 @@ use super::{
         USED_BYTES,
         USED_F_NO_NOTIFY, //
     },
-    Error,
-    Result,
+    Error, Result,
 };
 
 /// The most chains that one call takes.
 pub const MAX_TAKE: usize = 64;
 /// The largest ring.
 pub const MAX_NUM: u16 = 32768;
+
+/// One of a ring's three areas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Area {
+    /// Where it starts.
+    pub at: RingAddr,
+    /// Its length in bytes.
+    pub len: u64,
+}
 
 /// Where a ring lies and how large it is.
 ///
@@ -44,14 +51,14 @@ pub const MAX_NUM: u16 = 32768;
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
     num: u16,
-    desc: Hva,
-    avail: Hva,
-    used: Hva,
+    desc: RingAddr,
+    avail: RingAddr,
+    used: RingAddr,
 }
 
 impl Layout {
     /// A ring of `num` descriptors; `None` if that is no size for a ring.
-    pub fn new(num: u32, desc: Hva, avail: Hva, used: Hva) -> Option<Self> {
+    pub fn new(num: u32, desc: RingAddr, avail: RingAddr, used: RingAddr) -> Option<Self> {
         let num = u16::try_from(num).ok()?;
         // INVARIANT: a 16-bit power of two is `MAX_NUM` at most.
         num.is_power_of_two().then_some(Self {
@@ -68,7 +75,7 @@ impl Layout {
     }
 
     /// A ring of the same size at other places.
-    pub fn moved(&self, desc: Hva, avail: Hva, used: Hva) -> Self {
+    pub fn moved(&self, desc: RingAddr, avail: RingAddr, used: RingAddr) -> Self {
         Self {
             num: self.num,
             desc,
@@ -77,21 +84,26 @@ impl Layout {
         }
     }
 
+    /// Whether the owner has not said where the ring is.
+    pub fn is_nowhere(&self) -> bool {
+        (self.desc, self.avail, self.used) == (RingAddr(0), RingAddr(0), RingAddr(0))
+    }
+
     /// The ring's size.
     pub fn num(&self) -> u16 {
         self.num
     }
 
     /// The areas that the device reads: descriptor table and available ring.
-    pub fn readable(&self, event_idx: bool) -> [Seg; 2] {
+    pub fn readable(&self, event_idx: bool) -> [Area; 2] {
         let num = u64::from(self.num);
         let event = if event_idx { 2 } else { 0 };
         [
-            Seg {
+            Area {
                 at: self.desc,
                 len: num * DESC_BYTES as u64,
             },
-            Seg {
+            Area {
                 at: self.avail,
                 len: 4 + 2 * num + event,
             },
@@ -99,9 +111,9 @@ impl Layout {
     }
 
     /// The area that the device writes: the used ring.
-    pub fn writable(&self, event_idx: bool) -> Seg {
+    pub fn writable(&self, event_idx: bool) -> Area {
         let event = if event_idx { 2 } else { 0 };
-        Seg {
+        Area {
             at: self.used,
             len: 4 + u64::from(self.num) * USED_BYTES as u64 + event,
         }
@@ -114,42 +126,42 @@ impl Layout {
     }
 
     #[inline]
-    fn avail_flags(&self) -> Hva {
+    fn avail_flags(&self) -> RingAddr {
         self.avail
     }
 
     #[inline]
-    fn avail_idx(&self) -> Hva {
+    fn avail_idx(&self) -> RingAddr {
         self.avail.at(2)
     }
 
     #[inline]
-    fn avail_entry(&self, slot: u16) -> Hva {
+    fn avail_entry(&self, slot: u16) -> RingAddr {
         self.avail.at(4 + 2 * u64::from(slot))
     }
 
     #[inline]
-    fn used_event(&self) -> Hva {
+    fn used_event(&self) -> RingAddr {
         self.avail_entry(self.num)
     }
 
     #[inline]
-    fn used_flags(&self) -> Hva {
+    fn used_flags(&self) -> RingAddr {
         self.used
     }
 
     #[inline]
-    fn used_idx(&self) -> Hva {
+    fn used_idx(&self) -> RingAddr {
         self.used.at(2)
     }
 
     #[inline]
-    fn used_entry(&self, slot: u16) -> Hva {
+    fn used_entry(&self, slot: u16) -> RingAddr {
         self.used.at(4 + USED_BYTES as u64 * u64::from(slot))
     }
 
     #[inline]
-    fn avail_event(&self) -> Hva {
+    fn avail_event(&self) -> RingAddr {
         self.used_entry(self.num)
     }
 }
@@ -303,12 +315,7 @@ impl Cursor {
         self.next_avail = self.next_avail.wrapping_sub(n as u16);
     }
 
-    fn read_heads<M: GuestMem>(
-        &self,
-        ring: &Layout,
-        mem: &mut M,
-        heads: &mut [u16],
-    ) -> Result {
+    fn read_heads<M: GuestMem>(&self, ring: &Layout, mem: &mut M, heads: &mut [u16]) -> Result {
         let slot = ring.slot(self.next_avail);
         let mut raw = [[0; 2]; MAX_TAKE];
         let raw = raw.get_mut(..heads.len()).unwrap_or(&mut []);
@@ -333,11 +340,15 @@ impl Cursor {
         mem: &mut M,
         elems: &[UsedElem],
     ) -> Result {
-        let slot = ring.slot(self.next_used);
-        let (now, wrapped) = elems.split_at(elems.len().min(usize::from(ring.num - slot)));
-        mem.write(ring.used_entry(slot), now.as_flattened())?;
-        if !wrapped.is_empty() {
-            mem.write(ring.used_entry(0), wrapped.as_flattened())?;
+        let mut slot = ring.slot(self.next_used);
+        let mut left = elems;
+        // More than the ring holds can come of a driver that makes entries available faster than
+        // it gets them back: they overwrite each other, and nothing behind the ring.
+        while !left.is_empty() {
+            let (now, wrapped) = left.split_at(left.len().min(usize::from(ring.num - slot)));
+            mem.write(ring.used_entry(slot), now.as_flattened())?;
+            slot = 0;
+            left = wrapped;
         }
         // CAST: no more than the ring's size.
         self.next_used = self.next_used.wrapping_add(elems.len() as u16);
@@ -432,6 +443,9 @@ mod tests {
         },
     };
 
+    /// Head, length, and why it was refused.
+    type Taken = (u16, u64, Option<Error>);
+
     struct Rig {
         mem: MockMem,
         ring: MockRing,
@@ -454,7 +468,7 @@ mod tests {
         }
 
         /// Takes what there is; the heads and lengths of the chains taken, and the refusals.
-        fn take(&mut self) -> Result<(usize, [(u16, u64, Option<Error>); 8])> {
+        fn take(&mut self) -> Result<(usize, [Taken; 8])> {
             let mut batch = Batch::new(&mut self.chains[..], &mut self.segs[..]);
             let layout = self.ring.layout();
             let n = self
@@ -486,7 +500,7 @@ mod tests {
 
     #[test]
     fn ring_sizes_are_powers_of_two_up_to_32768() {
-        let ok = |num| Layout::new(num, Hva(0), Hva(0), Hva(0)).is_some();
+        let ok = |num| Layout::new(num, RingAddr(0), RingAddr(0), RingAddr(0)).is_some();
         assert!(ok(1) && ok(2) && ok(256) && ok(32768));
         assert!(!ok(0) && !ok(3) && !ok(65535) && !ok(65536) && !ok(131072));
     }

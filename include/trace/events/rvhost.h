@@ -97,6 +97,7 @@ TRACE_EVENT(rvhost_batch,
 	{ 8, "nested_indirect" }, { 9, "readable_after_writable" }, \
 	{ 10, "too_many_segments" }, { 11, "no_room" },		\
 	{ 12, "wrong_direction" }, { 13, "empty" },		\
+	{ 14, "iotlb_miss" }, { 15, "iotlb_denied" },		\
 	{ 32, "short" }, { 33, "header" }, { 34, "backend" },	\
 	{ 35, "no_memory" }, { 36, "too_small" }, { 37, "no_backend" }
 

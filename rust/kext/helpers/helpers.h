@@ -37,6 +37,7 @@ unsigned long rvh_copy_from_user(void *to, u64 from, unsigned long len);
 unsigned long rvh_copy_to_user(u64 to, const void *from, unsigned long len);
 int rvh_load_u16(u64 addr, u16 *value);
 int rvh_store_u16(u64 addr, u16 value);
+int rvh_set_bits(u64 addr, u32 bits);
 int rvh_gather_descs(u64 table, const u16 *index, void *out, unsigned int count);
 
 /* tun.c: a TAP's socket and ring */
@@ -51,12 +52,12 @@ struct rvh_packet {
 	u32 len;	/* bytes in all, with the VLAN tag */
 	bool tagged;	/* a VLAN tag is held beside the data */
 	bool bad;	/* no header can describe it */
-	u8 header[10];	/* struct virtio_net_hdr */
+	u8 header[24];	/* struct virtio_net_hdr, and what follows it for tunnels */
 };
 
 int rvh_tun_consume(struct ptr_ring *ring, void **packets, int max);
 void rvh_tun_unconsume(struct ptr_ring *ring, void **packets, int count);
-void rvh_tun_packet(void *packet, struct rvh_packet *info);
+void rvh_tun_packet(void *packet, bool tunnel, struct rvh_packet *info);
 int rvh_tun_packet_to_user(void *packet, const struct rvh_packet *info,
 			   const struct iovec *iov, unsigned long nr, size_t skip);
 bool rvh_sock_wants_headroom(struct socket *sock);

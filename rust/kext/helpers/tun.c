@@ -42,9 +42,9 @@ void rvh_tun_unconsume(struct ptr_ring *ring, void **packets, int count)
 	ptr_ring_unconsume(ring, packets, count, tun_ptr_free);
 }
 
-void rvh_tun_packet(void *packet, struct rvh_packet *info)
+void rvh_tun_packet(void *packet, bool tunnel, struct rvh_packet *info)
 {
-	struct virtio_net_hdr *header = (struct virtio_net_hdr *)info->header;
+	struct virtio_net_hdr_v1_hash_tunnel *header = (void *)info->header;
 
 	BUILD_BUG_ON(sizeof(info->header) != sizeof(*header));
 	BUILD_BUG_ON(RVH_SKB_PAD_BYTES != NET_SKB_PAD + NET_IP_ALIGN);
@@ -56,7 +56,7 @@ void rvh_tun_packet(void *packet, struct rvh_packet *info)
 		info->data = frame->data;
 		info->linear = frame->len;
 		info->len = frame->len;
-		memset(header, 0, sizeof(*header));
+		memset(info->header, 0, sizeof(info->header));
 	} else {
 		struct sk_buff *skb = packet;
 		int vlan = skb_vlan_tag_present(skb) ? VLAN_HLEN : 0;
@@ -65,7 +65,13 @@ void rvh_tun_packet(void *packet, struct rvh_packet *info)
 		info->linear = skb_headlen(skb);
 		info->len = skb->len + vlan;
 		info->tagged = vlan;
-		info->bad = virtio_net_hdr_from_skb(skb, header, true, true, vlan);
+		if (tunnel) {
+			memset(info->header, 0, sizeof(info->header));
+			info->bad = virtio_net_hdr_tnl_from_skb(skb, header, true, true, vlan,
+								true, false);
+		} else {
+			info->bad = virtio_net_hdr_from_skb(skb, (void *)header, true, true, vlan);
+		}
 	}
 }
 

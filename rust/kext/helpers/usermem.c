@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 #include <linux/uaccess.h>
+#include <asm/futex.h>
 #include <helpers/helpers.h>
 
 bool rvh_access_ok(u64 addr, u64 len)
@@ -25,6 +26,16 @@ int rvh_load_u16(u64 addr, u16 *value)
 int rvh_store_u16(u64 addr, u16 value)
 {
 	return put_user(value, (u16 __user *)u64_to_user_ptr(addr));
+}
+
+int rvh_set_bits(u64 addr, u32 bits)
+{
+	u32 __user *word = u64_to_user_ptr(addr);
+	int old;
+
+	if (!access_ok(word, sizeof(*word)))
+		return -EFAULT;
+	return arch_futex_atomic_op_inuser(FUTEX_OP_OR, bits, &old, word);
 }
 
 /*
