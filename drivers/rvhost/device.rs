@@ -17,6 +17,7 @@ use kernel::{
 };
 
 use crate::{
+    backend::Endpoint,
     iotlb::Iotlb,
     kext::{
         errno,
@@ -25,7 +26,6 @@ use crate::{
         killable::KillableMutex,
         mm::OwnerMm,
         trace,
-        tun::TapQueue,
         usermem::in_user_range, //
     },
     memtable::MemTable,
@@ -310,7 +310,7 @@ impl Device {
 
     fn forget_mappings(&self) -> Result {
         match self.any_owner() {
-            Some(owner) => owner.for_each(|vq| vq.ring.memory.forget()),
+            Some(owner) => owner.for_each(Virtqueue::mappings_changed),
             None => Ok(()),
         }
     }
@@ -384,7 +384,7 @@ impl Owner {
         Ok(())
     }
 
-    /// `VHOST_NET_SET_BACKEND`: runs queue `index` on the TAP that `fd` names, or on none.
+    /// `VHOST_NET_SET_BACKEND`: runs queue `index` on what `fd` stands for, or on none.
     pub(crate) fn set_backend(&self, device: &Device, index: u32, fd: i32) -> Result {
         let mut queue = self.queue(index)?.lock()?;
         if fd == -1 {
@@ -393,13 +393,11 @@ impl Owner {
         if !queue.with(|vq| vq.access_ok())? {
             return Err(EFAULT);
         }
-        let tap = match fd {
+        let endpoint = match fd {
             -1 => None,
-            fd => Some(TapQueue::of(
-                FileRef::get(fd).map_err(|_| errno::enotsock())?,
-            )?),
+            fd => Some(Endpoint::get(fd)?),
         };
-        queue.set_backend(&self.mm, tap)
+        queue.set_backend(&self.mm, endpoint)
     }
 }
 
@@ -446,13 +444,13 @@ impl Queue {
         self.place = Place::Gone;
     }
 
-    fn set_backend(&mut self, mm: &OwnerMm, tap: Option<TapQueue>) -> Result {
+    fn set_backend(&mut self, mm: &OwnerMm, endpoint: Option<Endpoint>) -> Result {
         let running = match &self.place {
             Place::Running => Some(self.worker.handoff().take()?),
             Place::Stopped(_) => None,
             Place::Gone => return Err(EPERM),
         };
-        if let (Some(old), Some(new)) = (&running, &tap) {
+        if let (Some(old), Some(new)) = (&running, &endpoint) {
             if old.is_on(new) {
                 if let Some(running) = running {
                     self.resume(running);
@@ -471,12 +469,12 @@ impl Queue {
                 Place::Running | Place::Gone => return Err(EPERM),
             },
         };
-        let Some(tap) = tap else {
+        let Some(endpoint) = endpoint else {
             self.place = Place::Stopped(vq);
             return Ok(());
         };
         let prepared = match mm.as_current() {
-            Some(mut user) => vq.prepare(&mut user, tap),
+            Some(mut user) => vq.prepare(&mut user, endpoint),
             None => Err(EPERM),
         };
         match (prepared, old) {
@@ -520,6 +518,16 @@ impl Queue {
     pub(crate) fn set_addresses(&mut self, at: Addresses) -> Result {
         let running = self.has_backend();
         self.with(|vq| vq.set_addresses(at, running))?
+    }
+
+    /// `VHOST_SET_VRING_BUSYLOOP_TIMEOUT`.
+    pub(crate) fn set_busyloop(&mut self, timeout: u32) -> Result {
+        self.with(|vq| vq.busyloop = timeout)
+    }
+
+    /// `VHOST_GET_VRING_BUSYLOOP_TIMEOUT`.
+    pub(crate) fn busyloop(&mut self) -> Result<u32> {
+        self.with(|vq| vq.busyloop)
     }
 
     /// `VHOST_SET_VRING_KICK`.

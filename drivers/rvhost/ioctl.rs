@@ -53,6 +53,8 @@ const GET_VRING_BASE: u32 = 0xc008af12;
 const SET_VRING_KICK: u32 = 0x4008af20;
 const SET_VRING_CALL: u32 = 0x4008af21;
 const SET_VRING_ERR: u32 = 0x4008af22;
+const SET_VRING_BUSYLOOP_TIMEOUT: u32 = 0x4008af23;
+const GET_VRING_BUSYLOOP_TIMEOUT: u32 = 0x4008af24;
 const SET_BACKEND_FEATURES: u32 = 0x4008af25;
 const GET_BACKEND_FEATURES: u32 = 0x8008af26;
 const NET_SET_BACKEND: u32 = 0x4008af30;
@@ -215,6 +217,8 @@ fn vring(owner: &Owner, cmd: u32, arg: Arg) -> Result {
         SET_VRING_KICK => queue.set_kick(optional_fd(second()?, FileRef::get)?),
         SET_VRING_CALL => queue.set_call(optional_fd(second()?, EventFd::get)?),
         SET_VRING_ERR => queue.set_err(optional_fd(second()?, EventFd::get)?),
+        SET_VRING_BUSYLOOP_TIMEOUT => queue.set_busyloop(second()?),
+        GET_VRING_BUSYLOOP_TIMEOUT => arg.put(0, &[index, queue.busyloop()?]),
         _ => Err(ENOTTY),
     }
 }

@@ -131,15 +131,17 @@ impl Ring {
         }
     }
 
-    /// Writes used elements. On failure the driver's `err` eventfd was signalled.
+    /// Whether the driver has made more available; for looking often.
+    pub(crate) fn has_more(&mut self, user: &mut UserMem<'_>) -> bool {
+        let (cursor, layout, mut guest) = self.parts(user);
+        cursor.has_more(layout, &mut guest)
+    }
+
+    /// Writes used elements.
     #[inline]
     pub(crate) fn put_used(&mut self, user: &mut UserMem<'_>, elems: &[UsedElem]) -> vcore::Result {
         let (cursor, layout, mut guest) = self.parts(user);
-        let written = cursor.put_used(layout, &mut guest, elems);
-        if let Err(e) = written {
-            self.fail(e);
-        }
-        written
+        cursor.put_used(layout, &mut guest, elems)
     }
 
     /// Shows the driver what was used, and interrupts it if it wants that. `idle`: no chain that

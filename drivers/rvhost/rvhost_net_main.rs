@@ -2,6 +2,7 @@
 //! vhost-net in Rust: carries a guest's packets between its virtqueues and a network backend.
 #![crate_name = "rvhost_net"]
 
+mod backend;
 mod chardev;
 mod device;
 mod guest;

@@ -4,12 +4,13 @@
 use kernel::prelude::*;
 
 use crate::{
+    backend::Endpoint,
     kext::{
+        socket::Socket,
         trace,
         tun::{
             PacketView,
             Packets,
-            TapQueue,
             RING_BATCH, //
         },
         usermem::UserMem,
@@ -47,6 +48,24 @@ pub(crate) struct Rx {
     packets: Packets,
 }
 
+/// A packet to deliver.
+enum Incoming<'a> {
+    /// It was taken from a ring, and can be looked at.
+    Taken(PacketView<'a>),
+    /// It is next in a socket's queue, and has so many bytes.
+    Queued(&'a Socket, usize),
+}
+
+impl Incoming<'_> {
+    /// Bytes of the frame.
+    fn len(&self) -> usize {
+        match self {
+            Self::Taken(view) => view.len(),
+            Self::Queued(_, len) => *len,
+        }
+    }
+}
+
 /// Whether there is a place for a packet.
 enum Room {
     /// In the first so many chains.
@@ -72,20 +91,37 @@ impl Rx {
     }
 
     /// Gives the packets taken ahead back to the backend.
-    pub(crate) fn release_packets(&mut self, tap: &TapQueue) {
-        tap.put_back(&mut self.packets);
+    pub(crate) fn release_packets(&mut self, endpoint: &Endpoint) {
+        if let Endpoint::Tap(tap) = endpoint {
+            tap.put_back(&mut self.packets);
+        }
     }
 
     /// Delivers up to one batch.
-    pub(crate) fn pass(&mut self, ring: &mut Ring, user: &mut UserMem<'_>, tap: &TapQueue) -> Next {
+    pub(crate) fn pass(
+        &mut self,
+        ring: &mut Ring,
+        user: &mut UserMem<'_>,
+        endpoint: &Endpoint,
+    ) -> Next {
         ring.suppress(user);
-        if self.packets.is_empty() && tap.receive(&mut self.packets) == 0 {
-            return Next::AwaitBackend;
+        if let Endpoint::Tap(tap) = endpoint {
+            if self.packets.is_empty() && tap.receive(&mut self.packets) == 0 {
+                return Next::AwaitBackend;
+            }
         }
         let (mut count, mut bytes, mut unsignalled) = (0, 0, 0);
         let next = loop {
-            let Some(packet) = self.packets.first(ring.header.tunnel) else {
-                break Next::Again;
+            let packet = match endpoint {
+                Endpoint::Tap(_) => match self.packets.first(ring.header.tunnel) {
+                    Some(view) => Incoming::Taken(view),
+                    None => break Next::Again,
+                },
+                Endpoint::Packet(_) if count == RING_BATCH as u32 => break Next::Again,
+                Endpoint::Packet(socket) => match socket.peek() {
+                    Some(len) => Incoming::Queued(socket, len),
+                    None => break Next::AwaitBackend,
+                },
             };
             let len = packet.len() + ring.header.guest();
             match find_room(&mut self.chains, ring, user, len) {
@@ -97,8 +133,8 @@ impl Rx {
                             if let Err(e) = ring.memory.log_packet(user, segs, len) {
                                 ring.fail(e);
                             }
-                            if use_chains(&mut self.chains, ring, user, n, len).is_err() {
-                                break Next::AwaitKick;
+                            if let Err(e) = use_chains(&mut self.chains, ring, user, n, len) {
+                                break Next::Stall(e);
                             }
                             count += 1;
                             bytes += len as u64;
@@ -107,16 +143,21 @@ impl Rx {
                         Err(problem) => ring.drop_packet(problem),
                     }
                 }
-                Ok(Room::Never) => ring.drop_packet(Problem::TooSmall),
-                Ok(Room::Later) => break Next::AwaitBuffers,
-                Err(e) => {
-                    ring.fail(e);
-                    if !give_back_refused(&mut self.chains, ring, user) {
-                        // What is wrong may be repaired: look at it all anew then.
-                        self.release_buffers(ring);
-                        break Next::AwaitKick;
+                Ok(Room::Never) => {
+                    if let Incoming::Queued(socket, _) = packet {
+                        socket.discard();
                     }
-                    continue;
+                    ring.drop_packet(Problem::TooSmall);
+                }
+                Ok(Room::Later) => break Next::AwaitChains,
+                Err(e) => {
+                    if give_back_refused(&mut self.chains, ring, user) {
+                        ring.fail(e);
+                        continue;
+                    }
+                    // What is wrong may be repaired: look at it all anew then.
+                    self.release_buffers(ring);
+                    break Next::Stall(e);
                 }
             }
             self.packets.pop();
@@ -127,11 +168,7 @@ impl Rx {
         };
         ring.flush(user, self.chains.is_empty());
         trace::batch(ring.dev, ring.index, count, bytes);
-        match next {
-            Next::AwaitBuffers if ring.arm(user) => Next::Again,
-            Next::AwaitBuffers => Next::AwaitKick,
-            next => next,
-        }
+        next
     }
 }
 
@@ -220,29 +257,44 @@ fn find_room(
 /// Writes header and frame to `segs`, which belong to `n` chains.
 #[inline]
 fn deliver(
-    packet: &PacketView<'_>,
+    packet: &Incoming<'_>,
     ring: &Ring,
     user: &mut UserMem<'_>,
     segs: &[Seg],
     n: usize,
 ) -> core::result::Result<(), Problem> {
+    let fault = |_| Problem::Ring(Error::Fault);
     let mut header = [0; hdr::MAX_BYTES];
     let len = ring.header.guest();
+    // CAST: at most `MAX_CHAINS`.
+    let num_buffers = (n as u16).to_le_bytes();
+    let view = match packet {
+        Incoming::Taken(view) => view,
+        Incoming::Queued(socket, size) => {
+            // The socket writes its own part of the header, and the frame.
+            let (ours, theirs) = (ring.header.vhost, ring.header.sock + size);
+            if socket.receive(user, segs, ours, theirs).map_err(fault)? != theirs {
+                return Err(Problem::Backend);
+            }
+            scatter(user, segs, 0, header.get(..ours).unwrap_or(&[]))?;
+            if ring.header.num_buffers {
+                scatter(user, segs, hdr::NUM_BUFFERS_AT as u64, &num_buffers)?;
+            }
+            return Ok(());
+        }
+    };
     if ring.header.sock > 0 {
-        header = *packet.header().ok_or(Problem::Header)?;
+        header = *view.header().ok_or(Problem::Header)?;
     }
     if ring.header.num_buffers {
         if let Some(to) = header.get_mut(hdr::NUM_BUFFERS_AT..hdr::NUM_BUFFERS_AT + 2) {
-            // CAST: at most `MAX_CHAINS`.
-            to.copy_from_slice(&(n as u16).to_le_bytes());
+            to.copy_from_slice(&num_buffers);
         }
     }
     scatter(user, segs, 0, header.get(..len).unwrap_or(&[]))?;
-    match packet.bytes() {
+    match view.bytes() {
         Some(frame) => scatter(user, segs, len as u64, frame)?,
-        None => packet
-            .copy_to(user, segs, len)
-            .map_err(|_| Problem::Ring(Error::Fault))?,
+        None => view.copy_to(user, segs, len).map_err(fault)?,
     }
     Ok(())
 }
@@ -250,6 +302,9 @@ fn deliver(
 /// Writes `data` to `segs`, behind their first `skip` bytes.
 #[inline]
 fn scatter(user: &mut UserMem<'_>, segs: &[Seg], mut skip: u64, mut data: &[u8]) -> vcore::Result {
+    if data.is_empty() {
+        return Ok(());
+    }
     for seg in segs {
         if seg.len <= skip {
             skip -= seg.len;

@@ -4,9 +4,9 @@
 use kernel::prelude::*;
 
 use crate::{
+    backend::Endpoint,
     kext::{
         errno, trace,
-        tun::TapQueue,
         usermem::UserMem,
         xdp::{
             Refused,
@@ -63,41 +63,42 @@ impl Tx {
     }
 
     /// Sends up to one batch.
-    pub(crate) fn pass(&mut self, ring: &mut Ring, user: &mut UserMem<'_>, tap: &TapQueue) -> Next {
+    pub(crate) fn pass(
+        &mut self,
+        ring: &mut Ring,
+        user: &mut UserMem<'_>,
+        endpoint: &Endpoint,
+    ) -> Next {
         ring.suppress(user);
         self.chains.clear();
         let taken = match ring.take(user, Access::Read, BATCH, &mut self.chains) {
-            Ok(0) if ring.arm(user) => return Next::Again,
-            Ok(0) => return Next::AwaitKick,
+            Ok(0) => return Next::AwaitChains,
             Ok(n) => n,
-            Err(e) => {
-                ring.fail(e);
-                return Next::AwaitKick;
-            }
+            Err(e) => return Next::Stall(e),
         };
-        let headroom = tap.wants_headroom();
-        let batched = tap.is_unlimited();
+        let headroom = endpoint.socket().wants_headroom();
+        let batched = endpoint.socket().is_unlimited() && matches!(endpoint, Endpoint::Tap(_));
         let mut used = [[0; USED_BYTES]; BATCH];
         let (mut done, mut bytes) = (0, 0);
         for slot in used.iter_mut().take(taken) {
             let Some(&chain) = self.chains.get(done) else {
                 break;
             };
-            match self.send(ring, user, tap, done, &chain, headroom, batched) {
+            match self.send(ring, user, endpoint, done, &chain, headroom, batched) {
                 Sent::Done => *slot = used_elem(chain.head, 0),
                 Sent::Full => break,
             }
             bytes += chain.len;
             done += 1;
         }
-        self.hand_over(ring, tap);
+        self.hand_over(ring, endpoint);
         ring.untake(taken - done);
         self.chains.clear();
         // CAST: at most `BATCH`.
         trace::batch(ring.dev, ring.index, done as u32, bytes);
         let used: &[UsedElem] = used.get(..done).unwrap_or(&[]);
-        if ring.put_used(user, used).is_err() {
-            return Next::AwaitKick;
+        if let Err(e) = ring.put_used(user, used) {
+            return Next::Stall(e);
         }
         ring.flush(user, true);
         if done < taken {
@@ -113,7 +114,7 @@ impl Tx {
         &mut self,
         ring: &Ring,
         user: &mut UserMem<'_>,
-        tap: &TapQueue,
+        endpoint: &Endpoint,
         i: usize,
         chain: &Chain,
         headroom: bool,
@@ -135,7 +136,7 @@ impl Tx {
             return Sent::Done;
         }
         if !batched || !TxBatch::fits(len, header, headroom) {
-            return self.send_single(ring, user, tap, i, skip, len, batched);
+            return self.send_single(ring, user, endpoint, i, skip, len);
         }
         let packet = Source {
             segs: self.chains.segments(i),
@@ -162,15 +163,15 @@ impl Tx {
         &mut self,
         ring: &Ring,
         user: &mut UserMem<'_>,
-        tap: &TapQueue,
+        endpoint: &Endpoint,
         i: usize,
         skip: usize,
         len: usize,
-        batched: bool,
     ) -> Sent {
-        self.hand_over(ring, tap);
-        let more = !batched && i + 1 < self.chains.len();
-        match tap.send(user, self.chains.segments(i), skip, len, more) {
+        self.hand_over(ring, endpoint);
+        let socket = endpoint.socket();
+        let more = !socket.is_unlimited() && i + 1 < self.chains.len();
+        match socket.send(user, self.chains.segments(i), skip, len, more) {
             Ok(()) => Sent::Done,
             Err(e) if e == EAGAIN => Sent::Full,
             Err(e) if e == errno::ebadfd() => {
@@ -190,9 +191,12 @@ impl Tx {
 
     /// Hands what was collected to the backend.
     #[inline]
-    fn hand_over(&mut self, ring: &Ring, tap: &TapQueue) {
-        if tap.send_batch(&mut self.batch).is_err() {
-            ring.fail(Problem::NoBackend);
+    fn hand_over(&mut self, ring: &Ring, endpoint: &Endpoint) {
+        // Batches are made for TAPs only.
+        if let Endpoint::Tap(tap) = endpoint {
+            if tap.send_batch(&mut self.batch).is_err() {
+                ring.fail(Problem::NoBackend);
+            }
         }
     }
 }

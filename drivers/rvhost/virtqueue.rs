@@ -7,6 +7,10 @@ use kernel::{
 };
 
 use crate::{
+    backend::{
+        Backend,
+        Endpoint, //
+    },
     guest::Memory,
     kext::{
         file::FileRef,
@@ -19,7 +23,6 @@ use crate::{
             PollHook, //
         },
         sched, trace,
-        tun::TapQueue,
         usermem::{
             in_user_range,
             UserMem, //
@@ -46,6 +49,7 @@ use crate::{
             Cursor,
             Layout, //
         },
+        Error,
     },
 };
 
@@ -77,12 +81,12 @@ impl Direction {
 pub(crate) enum Next {
     /// There may be more to do.
     Again,
-    /// It sleeps until the driver kicks.
-    AwaitKick,
+    /// It cannot go on.
+    Stall(Error),
     /// It sleeps until the backend is ready, or the driver kicks.
     AwaitBackend,
-    /// It is out of buffers; the driver is to be asked for a kick.
-    AwaitBuffers,
+    /// It has used all that the driver made available, and waits for more.
+    AwaitChains,
 }
 
 enum Path {
@@ -100,24 +104,32 @@ pub(crate) struct Addresses {
     pub(crate) log: Option<u64>,
 }
 
+/// Why a queue does nothing until something happens to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stall {
+    /// It does not.
+    No,
+    /// The ring is broken: until the driver kicks.
+    Broken,
+    /// The IOTLB lacks a mapping: until it has changed, or the driver kicks.
+    Mapping,
+}
+
 /// A virtqueue without a backend.
 pub(crate) struct Virtqueue {
     pub(crate) ring: Ring,
     path: Path,
     kick: Option<Pin<KBox<PollHook>>>,
     bell: Arc<Bell>,
+    stall: Stall,
+    /// How long to look for work before sleeping, in units of 1,024 ns.
+    pub(crate) busyloop: u32,
 }
 
 /// A virtqueue with its backend: all that its thread works with.
 pub(crate) struct Running {
     pub(crate) vq: KBox<Virtqueue>,
     backend: Backend,
-}
-
-/// A TAP queue to send to and receive from.
-pub(crate) struct Backend {
-    tap: TapQueue,
-    hook: Pin<KBox<PollHook>>,
 }
 
 impl Virtqueue {
@@ -143,6 +155,8 @@ impl Virtqueue {
                 },
                 kick: None,
                 bell,
+                stall: Stall::No,
+                busyloop: 0,
             },
             GFP_KERNEL,
         )?)
@@ -199,6 +213,15 @@ impl Virtqueue {
         })
     }
 
+    /// Forgets what it remembers of the IOTLB, which has changed, and goes on if it waited for
+    /// that.
+    pub(crate) fn mappings_changed(&mut self) {
+        self.ring.memory.forget();
+        if self.stall == Stall::Mapping {
+            self.stall = Stall::No;
+        }
+    }
+
     /// Listens for kicks on `file`, or on none. The same file again changes nothing.
     ///
     /// # Errors
@@ -246,14 +269,18 @@ impl Virtqueue {
         layout.readable(event_idx).into_iter().all(ok) && ok(layout.writable(event_idx))
     }
 
-    /// Gets ready to run on `tap`.
+    /// Gets ready to run on an endpoint.
     ///
     /// # Errors
     ///
-    /// `EFAULT` if the used ring cannot be accessed, `EINVAL` if the TAP has no device. The queue
+    /// `EFAULT` if the used ring cannot be accessed, `EINVAL` if the endpoint has no device. The queue
     /// is as it was.
-    pub(crate) fn prepare(&mut self, user: &mut UserMem<'_>, tap: TapQueue) -> Result<Backend> {
+    pub(crate) fn prepare(&mut self, user: &mut UserMem<'_>, on: Endpoint) -> Result<Backend> {
         let before = self.ring.cursor;
+        let mask = match self.path {
+            Path::Rx(_) => ready::IN,
+            Path::Tx(_) => ready::OUT,
+        };
         let backend = self
             .ring
             .start(user)
@@ -261,29 +288,16 @@ impl Virtqueue {
                 self.ring.fail(e);
                 EFAULT
             })
-            .and_then(|()| self.backend(tap));
+            .and_then(|()| Backend::new(on, mask, self.bell.clone(), BACKEND));
         if backend.is_err() {
             self.ring.cursor = before;
         }
         backend
     }
 
-    fn backend(&self, tap: TapQueue) -> Result<Backend> {
-        let mask = match self.path {
-            Path::Rx(_) => ready::IN,
-            Path::Tx(_) => ready::OUT,
-        };
-        let mut hook = PollHook::new(tap.file().clone(), mask, self.bell.clone(), BACKEND)?;
-        let state = hook.as_mut().hook();
-        hook.as_mut().unhook();
-        if state & ready::ERR != 0 {
-            return Err(EINVAL);
-        }
-        Ok(Backend { tap, hook })
-    }
-
     /// Starts to run.
-    pub(crate) fn run_on(self: KBox<Self>, backend: Backend) -> Running {
+    pub(crate) fn run_on(mut self: KBox<Self>, backend: Backend) -> Running {
+        self.stall = Stall::No;
         let ring = &self.ring;
         trace::queue_start(
             ring.dev,
@@ -295,16 +309,27 @@ impl Virtqueue {
     }
 }
 
+impl Stall {
+    /// The stall for `e`, of which the owner is told.
+    fn of(ring: &Ring, e: Error) -> Self {
+        ring.fail(e);
+        match e {
+            Error::Miss => Self::Mapping,
+            _ => Self::Broken,
+        }
+    }
+}
+
 impl Running {
-    /// Whether `tap` is its backend.
-    pub(crate) fn is_on(&self, tap: &TapQueue) -> bool {
-        self.backend.tap == *tap
+    /// Whether it runs on `endpoint`.
+    pub(crate) fn is_on(&self, endpoint: &Endpoint) -> bool {
+        self.backend.endpoint == *endpoint
     }
 
     /// Gives back to the backend what was not delivered, so that the next user of it sees it.
     fn settle(&mut self) {
         if let Path::Rx(rx) = &mut self.vq.path {
-            rx.release_packets(&self.backend.tap);
+            rx.release_packets(&self.backend.endpoint);
         }
         let ring = &self.vq.ring;
         trace::queue_stop(
@@ -324,8 +349,14 @@ impl Running {
     /// Works until the control plane wants the queue. Called by its thread.
     pub(crate) fn work(&mut self, user: &mut UserMem<'_>, handoff: &Handoff<Running>) {
         let bell = handoff.bell();
-        let Virtqueue { ring, path, .. } = &mut *self.vq;
-        let Backend { tap, hook } = &mut self.backend;
+        let Virtqueue {
+            ring,
+            path,
+            stall,
+            busyloop,
+            ..
+        } = &mut *self.vq;
+        let Backend { endpoint, hook } = &mut self.backend;
         // The control plane may have changed anything.
         let mut covered = false;
         loop {
@@ -336,6 +367,11 @@ impl Running {
             // Before looking at anything: what happens from here on rings again.
             if rung & (KICK | BACKEND) != 0 && bell.answer(KICK | BACKEND) & KICK != 0 {
                 trace::kick(ring.dev, ring.index);
+                *stall = Stall::No;
+            }
+            if *stall != Stall::No {
+                bell.sleep_until(events::CONTROL | KICK);
+                continue;
             }
             if !covered {
                 if ring.layout.is_nowhere() {
@@ -343,24 +379,35 @@ impl Running {
                     continue;
                 }
                 if let Err(e) = ring.covered(user) {
-                    ring.fail(e);
-                    bell.sleep_until(events::CONTROL | KICK);
+                    *stall = Stall::of(ring, e);
                     continue;
                 }
                 covered = true;
             }
             let next = match path {
-                Path::Rx(rx) => rx.pass(ring, user, tap),
-                Path::Tx(tx) => tx.pass(ring, user, tap),
+                Path::Rx(rx) => rx.pass(ring, user, endpoint),
+                Path::Tx(tx) => tx.pass(ring, user, endpoint),
             };
             match next {
                 Next::Again => sched::yield_if_due(),
-                Next::AwaitKick | Next::AwaitBuffers => bell.sleep_until(events::CONTROL | KICK),
-                Next::AwaitBackend => {
-                    if !hook.as_mut().hook_and_look() {
-                        bell.sleep_until(events::CONTROL | KICK | BACKEND);
+                Next::Stall(e) => *stall = Stall::of(ring, e),
+                Next::AwaitChains => {
+                    let came = sched::poll(*busyloop, || bell.rung() != 0 || ring.has_more(user));
+                    if !came && !ring.arm(user) {
+                        bell.sleep_until(events::CONTROL | KICK);
                     }
-                    hook.as_mut().unhook();
+                }
+                Next::AwaitBackend => {
+                    let receives = ring.index == Direction::Rx.index();
+                    let came = sched::poll(*busyloop, || {
+                        bell.rung() != 0 || receives && !endpoint.is_empty()
+                    });
+                    if !came {
+                        if !hook.as_mut().hook_and_look() {
+                            bell.sleep_until(events::CONTROL | KICK | BACKEND);
+                        }
+                        hook.as_mut().unhook();
+                    }
                 }
             }
         }

@@ -170,9 +170,12 @@ impl<T: Send + Unpin> Handoff<T> {
                 if state.ending {
                     return None;
                 }
-                match core::mem::replace(&mut state.place, Place::Working) {
-                    Place::Given(value) => return Some(value),
-                    other => state.place = other,
+                // What is wanted back already stays for the controller to find.
+                if !state.wanted {
+                    match core::mem::replace(&mut state.place, Place::Working) {
+                        Place::Given(value) => return Some(value),
+                        other => state.place = other,
+                    }
                 }
             }
             self.bell.sleep_until(events::CONTROL);

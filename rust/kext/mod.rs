@@ -19,6 +19,7 @@ pub(crate) mod mm;
 pub(crate) mod param;
 pub(crate) mod poll;
 pub(crate) mod sched;
+pub(crate) mod socket;
 pub(crate) mod trace;
 pub(crate) mod tun;
 pub(crate) mod usermem;

@@ -13,6 +13,28 @@ pub(crate) fn yield_if_due() {
     unsafe { bindings::rvh_cond_resched() };
 }
 
+/// Looks for work until `found`, for `timeout` units of 1,024 ns at the most, or until someone
+/// else needs the CPU. Returns whether it was found.
+pub(crate) fn poll(timeout: u32, mut found: impl FnMut() -> bool) -> bool {
+    if timeout == 0 {
+        return false;
+    }
+    // SAFETY: Reads a clock.
+    let now = || unsafe { bindings::local_clock() } >> 10;
+    let end = now().saturating_add(u64::from(timeout));
+    loop {
+        if found() {
+            return true;
+        }
+        // SAFETY: May be called anywhere.
+        if unsafe { bindings::rvh_need_resched() } || now() > end {
+            return false;
+        }
+        // SAFETY: Tells the processor that this is a loop of waiting.
+        unsafe { bindings::rvh_cpu_relax() };
+    }
+}
+
 /// Lets others run if it is their turn; `EINTR` if the caller was killed.
 pub(crate) fn yield_unless_killed() -> Result {
     yield_if_due();

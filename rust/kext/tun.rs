@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! TAP devices: their sockets, their rings, and the packets in those.
+//! TAP and MacVTap devices: their rings, and the packets in those.
 //!
-//! C header: `include/linux/if_tun.h`.
+//! C headers: `include/linux/if_tun.h`, `include/linux/if_tap.h`.
 
 use core::ptr::{
     self,
@@ -20,6 +20,7 @@ use super::{
     bindings,
     errno,
     file::FileRef,
+    socket::Socket,
     usermem::UserMem,
     xdp::TxBatch, //
 };
@@ -31,55 +32,74 @@ use crate::vcore::{
 /// Packets taken from a ring at once.
 pub(crate) const RING_BATCH: usize = 64;
 
-/// One queue of a TAP device, as its file stands for it.
+/// One queue of a TAP or MacVTap device, as its file stands for it.
 ///
 /// # Invariants
 ///
-/// `sock` and `ring` belong to `file` and live as long as it does.
+/// `ring` belongs to the socket's file and lives as long as it does.
 pub(crate) struct TapQueue {
-    file: FileRef,
-    sock: NonNull<bindings::socket>,
+    socket: Socket,
     ring: NonNull<bindings::ptr_ring>,
+    /// Whether the device leaves the count of packets sent to who takes them.
+    counts_sent: bool,
 }
 
-// SAFETY: The socket's operations and the ring have their own locks, and may be used by any
-// thread in process context.
+// SAFETY: The ring has its own locks, and may be used by any thread in process context.
 unsafe impl Send for TapQueue {}
 
 impl TapQueue {
-    /// The TAP queue that `file` is; `ENOTSOCK` if it is none.
+    /// The queue that `file` is; `ENOTSOCK` if it is none.
     pub(crate) fn of(file: FileRef) -> Result<Self> {
+        let found = |sock, ring| {
+            let sock = from_err_ptr(sock).ok().and_then(NonNull::new)?;
+            let ring = from_err_ptr(ring).ok().and_then(NonNull::new)?;
+            Some((sock, ring))
+        };
         // SAFETY: The file is referenced.
-        let sock = from_err_ptr(unsafe { bindings::tun_get_socket(file.as_ptr()) });
+        let tun = unsafe {
+            found(
+                bindings::tun_get_socket(file.as_ptr()),
+                bindings::tun_get_tx_ring(file.as_ptr()),
+            )
+        };
+        let counts_sent = tun.is_some();
         // SAFETY: As above.
-        let ring = from_err_ptr(unsafe { bindings::tun_get_tx_ring(file.as_ptr()) });
-        match (
-            sock.map(NonNull::new).map_err(|_| errno::enotsock())?,
-            ring.map(NonNull::new).map_err(|_| errno::enotsock())?,
-        ) {
-            // INVARIANT: Both were resolved from this very file.
-            (Some(sock), Some(ring)) => Ok(Self { file, sock, ring }),
-            _ => Err(errno::enotsock()),
-        }
+        let (sock, ring) = tun
+            .or_else(|| unsafe {
+                found(
+                    bindings::tap_get_socket(file.as_ptr()),
+                    bindings::tap_get_ptr_ring(file.as_ptr()),
+                )
+            })
+            .ok_or_else(errno::enotsock)?;
+        Ok(Self {
+            // SAFETY: The socket was resolved from this very file.
+            socket: unsafe { Socket::new(file, sock) },
+            // INVARIANT: So was the ring.
+            ring,
+            counts_sent,
+        })
     }
 
-    /// The file.
-    pub(crate) fn file(&self) -> &FileRef {
-        &self.file
+    /// The socket.
+    pub(crate) fn socket(&self) -> &Socket {
+        &self.socket
     }
 
-    /// Whether the device wants room for an XDP program in front of packets.
+    /// Whether there is no packet. May not see one that is just being added.
     #[inline]
-    pub(crate) fn wants_headroom(&self) -> bool {
-        // SAFETY: By the type's invariant the socket is valid.
-        unsafe { bindings::rvh_sock_wants_headroom(self.sock.as_ptr()) }
+    pub(crate) fn is_empty(&self) -> bool {
+        // SAFETY: By the type's invariant the ring is valid.
+        unsafe { bindings::rvh_ring_empty(self.ring.as_ptr()) }
     }
 
-    /// Whether the send buffer is unlimited, so that the device never asks to wait.
-    #[inline]
-    pub(crate) fn is_unlimited(&self) -> bool {
-        // SAFETY: By the type's invariant the socket is valid.
-        unsafe { bindings::rvh_sock_unlimited(self.sock.as_ptr()) }
+    /// Hands a batch of packets to the device and empties it.
+    ///
+    /// # Errors
+    ///
+    /// `EBADFD` if the device is gone; the packets are freed.
+    pub(crate) fn send_batch(&self, batch: &mut TxBatch) -> Result {
+        self.socket.send_batch(batch)
     }
 
     /// Takes packets from the ring into the empty `packets`. Returns how many.
@@ -91,10 +111,11 @@ impl TapQueue {
         // SAFETY: The ring is valid, and there is room for `RING_BATCH` pointers: `Option<Packet>`
         // is one, by `Packet`'s layout.
         let n = unsafe {
-            bindings::rvh_tun_consume(
+            bindings::rvh_ring_consume(
                 self.ring.as_ptr(),
                 packets.slots.as_mut_ptr().cast(),
                 RING_BATCH as c_int,
+                self.counts_sent,
             )
         };
         packets.head = 0;
@@ -119,7 +140,7 @@ impl TapQueue {
         // ring.
         // CAST: at most `RING_BATCH`.
         unsafe {
-            bindings::rvh_tun_unconsume(
+            bindings::rvh_ring_unconsume(
                 self.ring.as_ptr(),
                 left.as_mut_ptr().cast(),
                 count as c_int,
@@ -129,61 +150,6 @@ impl TapQueue {
             // SAFETY: The pointers were given away: forget them without freeing.
             unsafe { ptr::write(slot, None) };
         }
-    }
-
-    /// Hands a batch of packets to the device and empties it.
-    ///
-    /// # Errors
-    ///
-    /// `EBADFD` if the device is gone; the packets are freed.
-    pub(crate) fn send_batch(&self, batch: &mut TxBatch) -> Result {
-        let (bufs, count) = batch.filled();
-        if count == 0 {
-            return Ok(());
-        }
-        // SAFETY: The socket is valid and `count` buffers are filled as the device wants them.
-        let sent =
-            to_result(unsafe { bindings::rvh_tun_send_batch(self.sock.as_ptr(), bufs, count) });
-        if sent.is_ok() {
-            // SAFETY: The device took them all.
-            unsafe { batch.forget() };
-        } else {
-            batch.clear();
-        }
-        sent
-    }
-
-    /// Sends one packet: the `len` bytes at offset `skip` of `segs`, header first.
-    ///
-    /// # Errors
-    ///
-    /// `EAGAIN` if the send buffer is full; anything else means that the packet is lost.
-    pub(crate) fn send(
-        &self,
-        _user: &mut UserMem<'_>,
-        segs: &[Seg],
-        skip: usize,
-        len: usize,
-        more: bool,
-    ) -> Result {
-        // SAFETY: The socket is valid; `Seg` is laid out as an iovec, and the device checks the
-        // user addresses, which `_user` shows to be of the right address space.
-        to_result(unsafe {
-            bindings::rvh_sock_send(
-                self.sock.as_ptr(),
-                segs.as_ptr().cast(),
-                segs.len() as c_ulong,
-                skip,
-                len,
-                more,
-            )
-        })
-    }
-}
-
-impl PartialEq for TapQueue {
-    fn eq(&self, other: &Self) -> bool {
-        self.file == other.file
     }
 }
 

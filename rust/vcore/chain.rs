@@ -287,8 +287,8 @@ impl<M: GuestMem> Walk<'_, M> {
                     .as_flattened_mut();
                 // No overflow: `at` is below 65,536.
                 let offset = u64::from(at) * DESC_BYTES as u64;
-                self.mem
-                    .read_guest(Gpa(outer.addr.wrapping_add(offset)), raw)?;
+                let window = outer.addr.checked_add(offset).ok_or(Error::Unmapped)?;
+                self.mem.read_guest(Gpa(window), raw)?;
             }
             let raw = window.get((at - from) as usize).ok_or(Error::BadNext)?;
             let desc = Desc::from_bytes(raw);

@@ -12,7 +12,8 @@ use super::{
         Desc,
         DESC_BYTES, //
     },
-    Result,
+    Error,
+    Result, //
 };
 
 /// What the device does with a buffer.
@@ -84,8 +85,10 @@ pub trait GuestMem {
             let n = (seg.len as usize).clamp(1, out.len());
             let (now, rest) = out.split_at_mut(n);
             self.read_segment(seg.at, now)?;
-            at = Gpa(at.0.wrapping_add(n as u64));
             out = rest;
+            if !out.is_empty() {
+                at = Gpa(at.0.checked_add(n as u64).ok_or(Error::Unmapped)?);
+            }
         }
         Ok(())
     }

@@ -100,7 +100,7 @@ impl<const BYTES: usize> MockMem<BYTES> {
         let from = usize::try_from(at.checked_sub(HVA_BASE).ok_or(Error::Fault)?)
             .map_err(|_| Error::Fault)?;
         let to = from.checked_add(len).ok_or(Error::Fault)?;
-        let broken = from < self.faulty.end && self.faulty.start < to;
+        let broken = from.max(self.faulty.start) < to.min(self.faulty.end);
         if to > BYTES || broken {
             return Err(Error::Fault);
         }

@@ -173,6 +173,9 @@ pub struct Cursor {
     next_avail: u16,
     /// The driver's index, as last read.
     avail: u16,
+    /// Chains taken and not given back. With what is yet to be taken they are no more than the
+    /// ring's size.
+    held: u16,
     /// The next used element to write.
     next_used: u16,
     /// The used index that the driver can see.
@@ -196,6 +199,7 @@ impl Cursor {
     pub fn set_base(&mut self, base: u16) {
         self.next_avail = base;
         self.avail = base;
+        self.held = 0;
     }
 
     /// Sets what was negotiated.
@@ -212,6 +216,7 @@ impl Cursor {
     /// Prepares to run: states the suppression anew and takes the used index from memory, where
     /// an earlier device may have left it.
     pub fn start<M: GuestMem>(&mut self, ring: &Layout, mem: &mut M) -> Result {
+        self.held = 0;
         self.signalled = None;
         mem.store_u16(ring.used_flags(), self.used_flags())?;
         self.next_used = mem.load_u16(ring.used_idx())?;
@@ -232,7 +237,9 @@ impl Cursor {
     fn pending<M: GuestMem>(&mut self, ring: &Layout, mem: &mut M) -> Result<u16> {
         if self.avail == self.next_avail {
             let avail = mem.load_u16(ring.avail_idx())?;
-            if avail.wrapping_sub(self.next_avail) > ring.num {
+            // Each chain has a descriptor of its own at least: those that the device still has
+            // cannot be made available again.
+            if avail.wrapping_sub(self.next_avail) > ring.num.saturating_sub(self.held) {
                 return Err(Error::IndexJump);
             }
             if avail != self.avail {
@@ -242,6 +249,12 @@ impl Cursor {
             }
         }
         Ok(self.avail.wrapping_sub(self.next_avail))
+    }
+
+    /// Whether the driver's index shows entries that were not taken. True too if it cannot be
+    /// read, which a [`Cursor::take`] tells more of.
+    pub fn has_more<M: GuestMem>(&self, ring: &Layout, mem: &mut M) -> bool {
+        mem.load_u16(ring.avail_idx()) != Ok(self.next_avail)
     }
 
     /// Whether all entries known of were taken.
@@ -306,6 +319,7 @@ impl Cursor {
         }
         // CAST: at most `MAX_TAKE`.
         self.next_avail = self.next_avail.wrapping_add(taken as u16);
+        self.held = self.held.saturating_add(taken as u16);
         Ok(taken)
     }
 
@@ -313,6 +327,7 @@ impl Cursor {
     pub fn untake(&mut self, n: usize) {
         // CAST: no more than the ring's size can have been taken.
         self.next_avail = self.next_avail.wrapping_sub(n as u16);
+        self.held = self.held.saturating_sub(n as u16);
     }
 
     fn read_heads<M: GuestMem>(&self, ring: &Layout, mem: &mut M, heads: &mut [u16]) -> Result {
@@ -342,8 +357,7 @@ impl Cursor {
     ) -> Result {
         let mut slot = ring.slot(self.next_used);
         let mut left = elems;
-        // More than the ring holds can come of a driver that makes entries available faster than
-        // it gets them back: they overwrite each other, and nothing behind the ring.
+        // Whatever the caller does, nothing behind the ring is written.
         while !left.is_empty() {
             let (now, wrapped) = left.split_at(left.len().min(usize::from(ring.num - slot)));
             mem.write(ring.used_entry(slot), now.as_flattened())?;
@@ -352,6 +366,7 @@ impl Cursor {
         }
         // CAST: no more than the ring's size.
         self.next_used = self.next_used.wrapping_add(elems.len() as u16);
+        self.held = self.held.saturating_sub(elems.len() as u16);
         Ok(())
     }
 
@@ -677,6 +692,41 @@ mod tests {
         assert_eq!(rig.ring.used(&rig.mem, 3), (7, 70));
         assert_eq!(rig.ring.used(&rig.mem, 0), (8, 80));
         assert!(!rig.cursor.publish(&layout, &mut rig.mem)?);
+        Ok(())
+    }
+
+    #[test]
+    fn used_elements_never_reach_behind_the_ring() -> Result {
+        let mut rig = Rig::new(2, 0);
+        let layout = rig.ring.layout();
+        let elems = [1, 2, 3, 4, 5].map(|i| used_elem(i, 0xffff));
+        rig.cursor.put_used(&layout, &mut rig.mem, &elems)?;
+        assert_eq!(rig.ring.used(&rig.mem, 0), (5, 0xffff));
+        assert_eq!(rig.ring.used(&rig.mem, 1), (4, 0xffff));
+        assert_eq!(rig.ring.avail_event(&rig.mem), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn chains_not_given_back_cannot_be_available_again() -> Result {
+        let mut rig = Rig::new(2, 0);
+        let layout = rig.ring.layout();
+        rig.desc(0, 0x100, 10, 0, 0);
+        rig.offer(0);
+        rig.offer(0);
+        assert_eq!(rig.take()?.0, 2);
+        rig.offer(0);
+        assert_eq!(rig.take().err(), Some(Error::IndexJump));
+        rig.cursor
+            .put_used(&layout, &mut rig.mem, &[used_elem(0, 0)])?;
+        assert_eq!(rig.take()?.0, 1);
+        rig.cursor.untake(1);
+        assert_eq!(rig.take()?.0, 1);
+        // What an earlier device kept is lost to its driver as well.
+        rig.cursor.start(&layout, &mut rig.mem)?;
+        rig.offer(0);
+        rig.offer(0);
+        assert_eq!(rig.take()?.0, 2);
         Ok(())
     }
 

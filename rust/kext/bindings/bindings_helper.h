@@ -5,12 +5,14 @@
 #include <linux/cgroup.h>
 #include <linux/eventfd.h>
 #include <linux/file.h>
+#include <linux/if_tap.h>
 #include <linux/if_tun.h>
 #include <linux/kthread.h>
 #include <linux/miscdevice.h>
 #include <linux/page_frag_cache.h>
 #include <linux/poll.h>
 #include <linux/ptr_ring.h>
+#include <linux/sched/clock.h>
 #include <linux/skbuff.h>
 #include <linux/vhost.h>
 #include <linux/virtio_net.h>

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
 #include "misc.c"
+#include "socket.c"
 #include "tun.c"
 #include "usermem.c"

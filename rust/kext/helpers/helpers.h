@@ -25,6 +25,8 @@ void rvh_set_current_state(unsigned int state);
 bool rvh_fatal_signal_pending(void);
 bool rvh_current_is_kthread(void);
 void rvh_cond_resched(void);
+bool rvh_need_resched(void);
+void rvh_cpu_relax(void);
 void rvh_mutex_init(struct mutex *lock);
 int rvh_mutex_lock_killable(struct mutex *lock);
 void rvh_mutex_unlock(struct mutex *lock);
@@ -40,7 +42,7 @@ int rvh_store_u16(u64 addr, u16 value);
 int rvh_set_bits(u64 addr, u32 bits);
 int rvh_gather_descs(u64 table, const u16 *index, void *out, unsigned int count);
 
-/* tun.c: a TAP's socket and ring */
+/* tun.c: a TAP's ring */
 
 /* NET_SKB_PAD + NET_IP_ALIGN, in a form that bindgen can read; checked where it is used. */
 #define RVH_SKB_PAD_BYTES ((L1_CACHE_BYTES > 32 ? L1_CACHE_BYTES : 32) + NET_IP_ALIGN)
@@ -55,15 +57,23 @@ struct rvh_packet {
 	u8 header[24];	/* struct virtio_net_hdr, and what follows it for tunnels */
 };
 
-int rvh_tun_consume(struct ptr_ring *ring, void **packets, int max);
-void rvh_tun_unconsume(struct ptr_ring *ring, void **packets, int count);
+int rvh_ring_consume(struct ptr_ring *ring, void **packets, int max, bool count_sent);
+void rvh_ring_unconsume(struct ptr_ring *ring, void **packets, int count);
+bool rvh_ring_empty(struct ptr_ring *ring);
 void rvh_tun_packet(void *packet, bool tunnel, struct rvh_packet *info);
 int rvh_tun_packet_to_user(void *packet, const struct rvh_packet *info,
 			   const struct iovec *iov, unsigned long nr, size_t skip);
+
+/* socket.c: any backend's socket */
+struct socket *rvh_packet_socket(struct file *file);
 bool rvh_sock_wants_headroom(struct socket *sock);
 bool rvh_sock_unlimited(struct socket *sock);
-int rvh_tun_send_batch(struct socket *sock, struct xdp_buff *bufs, unsigned short count);
+int rvh_sock_send_batch(struct socket *sock, struct xdp_buff *bufs, unsigned short count);
 int rvh_sock_send(struct socket *sock, const struct iovec *iov, unsigned long nr,
 		  size_t skip, size_t len, bool more);
+int rvh_sock_peek(struct socket *sock);
+int rvh_sock_receive(struct socket *sock, const struct iovec *iov, unsigned long nr,
+		     size_t skip, size_t len);
+void rvh_sock_discard(struct socket *sock);
 
 #endif

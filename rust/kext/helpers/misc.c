@@ -40,6 +40,16 @@ void rvh_cond_resched(void)
 	cond_resched();
 }
 
+bool rvh_need_resched(void)
+{
+	return need_resched();
+}
+
+void rvh_cpu_relax(void)
+{
+	cpu_relax();
+}
+
 void rvh_mutex_init(struct mutex *lock)
 {
 	mutex_init(lock);

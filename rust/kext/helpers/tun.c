@@ -3,15 +3,14 @@
 #include <linux/if_vlan.h>
 #include <linux/netdevice.h>
 #include <linux/virtio_net.h>
-#include <net/sock.h>
 #include <helpers/helpers.h>
 
 /*
- * Takes packets and counts them as sent by their TAP, as its own read path does. A packet in the
- * ring keeps no reference to its device; but a device that goes away empties its rings and then
- * waits for RCU readers, so that under the lock the device of a packet just taken exists.
+ * Takes packets and, for a TAP, counts them as sent by it, as its own read path does. A packet in
+ * the ring keeps no reference to its device; but a device that goes away empties its rings and
+ * then waits for RCU readers, so that under the lock the device of a packet just taken exists.
  */
-int rvh_tun_consume(struct ptr_ring *ring, void **packets, int max)
+int rvh_ring_consume(struct ptr_ring *ring, void **packets, int max, bool count_sent)
 {
 	struct net_device *dev = NULL;
 	unsigned int bytes = 0, count = 0;
@@ -19,7 +18,7 @@ int rvh_tun_consume(struct ptr_ring *ring, void **packets, int max)
 
 	rcu_read_lock();
 	n = ptr_ring_consume_batched(ring, packets, max);
-	for (i = 0; i < n; i++) {
+	for (i = 0; count_sent && i < n; i++) {
 		struct sk_buff *skb = packets[i];
 
 		if (tun_is_xdp_frame(packets[i]))
@@ -37,9 +36,14 @@ int rvh_tun_consume(struct ptr_ring *ring, void **packets, int max)
 	return n;
 }
 
-void rvh_tun_unconsume(struct ptr_ring *ring, void **packets, int count)
+void rvh_ring_unconsume(struct ptr_ring *ring, void **packets, int count)
 {
 	ptr_ring_unconsume(ring, packets, count, tun_ptr_free);
+}
+
+bool rvh_ring_empty(struct ptr_ring *ring)
+{
+	return __ptr_ring_empty(ring);
 }
 
 void rvh_tun_packet(void *packet, bool tunnel, struct rvh_packet *info)
@@ -98,42 +102,4 @@ int rvh_tun_packet_to_user(void *packet, const struct rvh_packet *info,
 			return -EFAULT;
 	}
 	return skb_copy_datagram_iter(skb, offset, &iter, skb->len - offset);
-}
-
-bool rvh_sock_wants_headroom(struct socket *sock)
-{
-	return sock_flag(sock->sk, SOCK_XDP);
-}
-
-bool rvh_sock_unlimited(struct socket *sock)
-{
-	return READ_ONCE(sock->sk->sk_sndbuf) == INT_MAX;
-}
-
-int rvh_tun_send_batch(struct socket *sock, struct xdp_buff *bufs, unsigned short count)
-{
-	struct tun_msg_ctl ctl = {
-		.type = TUN_MSG_PTR,
-		.num = count,
-		.ptr = bufs,
-	};
-	struct msghdr msg = {
-		.msg_control = &ctl,
-		.msg_controllen = sizeof(ctl),
-		.msg_flags = MSG_DONTWAIT,
-	};
-
-	return sock->ops->sendmsg(sock, &msg, 0);
-}
-
-int rvh_sock_send(struct socket *sock, const struct iovec *iov, unsigned long nr,
-		  size_t skip, size_t len, bool more)
-{
-	struct msghdr msg = {
-		.msg_flags = MSG_DONTWAIT | (more ? MSG_MORE : 0),
-	};
-
-	iov_iter_init(&msg.msg_iter, ITER_SOURCE, iov, nr, skip + len);
-	iov_iter_advance(&msg.msg_iter, skip);
-	return sock->ops->sendmsg(sock, &msg, len);
 }

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Sockets that packets are sent to and received from without a system call.
+//!
+//! C header: `include/linux/net.h`.
+
+use core::ptr::NonNull;
+
+use kernel::{
+    error::to_result,
+    prelude::*, //
+};
+
+use super::{
+    bindings,
+    file::FileRef,
+    usermem::UserMem,
+    xdp::TxBatch, //
+};
+use crate::vcore::addr::Seg;
+
+/// A packet socket, or the socket within a TAP.
+///
+/// # Invariants
+///
+/// `sock` belongs to `file` and lives as long as it does.
+pub(crate) struct Socket {
+    file: FileRef,
+    sock: NonNull<bindings::socket>,
+}
+
+// SAFETY: A socket's operations have their own locks, and may be used by any thread in process
+// context.
+unsafe impl Send for Socket {}
+
+impl Socket {
+    /// The raw packet socket (`AF_PACKET`) that `file` is, or `file` itself.
+    pub(crate) fn packet(file: FileRef) -> Result<Self, FileRef> {
+        // SAFETY: The file is referenced.
+        match NonNull::new(unsafe { bindings::rvh_packet_socket(file.as_ptr()) }) {
+            // INVARIANT: The socket was resolved from this file.
+            Some(sock) => Ok(Self { file, sock }),
+            None => Err(file),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `sock` must belong to `file`.
+    pub(super) unsafe fn new(file: FileRef, sock: NonNull<bindings::socket>) -> Self {
+        // INVARIANT: By the function's contract.
+        Self { file, sock }
+    }
+
+    /// The file.
+    pub(crate) fn file(&self) -> &FileRef {
+        &self.file
+    }
+
+    /// Whether the device wants room for an XDP program in front of packets.
+    #[inline]
+    pub(crate) fn wants_headroom(&self) -> bool {
+        // SAFETY: By the type's invariant the socket is valid.
+        unsafe { bindings::rvh_sock_wants_headroom(self.sock.as_ptr()) }
+    }
+
+    /// Whether the send buffer is unlimited, so that the device never asks to wait.
+    #[inline]
+    pub(crate) fn is_unlimited(&self) -> bool {
+        // SAFETY: By the type's invariant the socket is valid.
+        unsafe { bindings::rvh_sock_unlimited(self.sock.as_ptr()) }
+    }
+
+    /// Hands a batch of packets to a TAP and empties it.
+    ///
+    /// # Errors
+    ///
+    /// `EBADFD` if the device is gone; the packets are freed.
+    pub(super) fn send_batch(&self, batch: &mut TxBatch) -> Result {
+        let (bufs, count) = batch.filled();
+        if count == 0 {
+            return Ok(());
+        }
+        // SAFETY: The socket is valid and `count` buffers are filled as the device wants them.
+        let sent =
+            to_result(unsafe { bindings::rvh_sock_send_batch(self.sock.as_ptr(), bufs, count) });
+        if sent.is_ok() {
+            // SAFETY: The device took them all.
+            unsafe { batch.forget() };
+        } else {
+            batch.clear();
+        }
+        sent
+    }
+
+    /// Sends one packet: the `len` bytes at offset `skip` of `segs`, header first.
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` if the send buffer is full; anything else means that the packet is lost.
+    pub(crate) fn send(
+        &self,
+        _user: &mut UserMem<'_>,
+        segs: &[Seg],
+        skip: usize,
+        len: usize,
+        more: bool,
+    ) -> Result {
+        // SAFETY: The socket is valid; `Seg` is laid out as an iovec, and the user addresses,
+        // which `_user` shows to be of the right address space, are checked on the way.
+        to_result(unsafe {
+            bindings::rvh_sock_send(
+                self.sock.as_ptr(),
+                segs.as_ptr().cast(),
+                segs.len() as c_ulong,
+                skip,
+                len,
+                more,
+            )
+        })
+    }
+
+    /// The length of the next packet in the receive queue, a VLAN tag included.
+    pub(crate) fn peek(&self) -> Option<usize> {
+        // SAFETY: By the type's invariant the socket is valid.
+        let len = unsafe { bindings::rvh_sock_peek(self.sock.as_ptr()) };
+        usize::try_from(len).ok().filter(|&len| len > 0)
+    }
+
+    /// Receives the next packet, with `len` bytes of room at offset `skip` of `segs`. Returns the
+    /// packet's own length.
+    pub(crate) fn receive(
+        &self,
+        _user: &mut UserMem<'_>,
+        segs: &[Seg],
+        skip: usize,
+        len: usize,
+    ) -> Result<usize> {
+        // SAFETY: As for `send`.
+        let received = unsafe {
+            bindings::rvh_sock_receive(
+                self.sock.as_ptr(),
+                segs.as_ptr().cast(),
+                segs.len() as c_ulong,
+                skip,
+                len,
+            )
+        };
+        to_result(received)?;
+        // CAST: not negative.
+        Ok(received as usize)
+    }
+
+    /// Drops the next packet.
+    pub(crate) fn discard(&self) {
+        // SAFETY: By the type's invariant the socket is valid.
+        unsafe { bindings::rvh_sock_discard(self.sock.as_ptr()) };
+    }
+}
