@@ -2,6 +2,13 @@
 //! The test module: mounts the sources of the module again and runs their suites in the kernel.
 #![crate_name = "rvhost_net_kunit"]
 
+#[path = "../rust/kext/mod.rs"]
+#[allow(dead_code)] // The driver's files and tracepoints are not in this module.
+mod kext;
+mod memory;
+mod support;
+mod tap;
+mod threads;
 #[path = "../rust/vcore/mod.rs"]
 pub mod vcore;
 

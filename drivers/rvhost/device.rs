@@ -23,7 +23,10 @@ use crate::{
         errno,
         eventfd::EventFd,
         file::FileRef,
-        killable::KillableMutex,
+        killable::{
+            new_killable,
+            KillableMutex, //
+        },
         mm::OwnerMm,
         trace,
         usermem::in_user_range, //
@@ -124,10 +127,10 @@ impl Device {
         Arc::pin_init(
             pin_init!(Self {
                 id,
-                control <- KillableMutex::new(Control {
+                control <- new_killable!(Control {
                     acked: Features::default(),
                     table: None,
-                }),
+                }, c"rvhost device"),
                 owner <- new_spinlock!(None),
                 iotlb,
                 backend_features: Atomic::new(0),
@@ -159,8 +162,8 @@ impl Device {
         let owner = Arc::pin_init(
             pin_init!(Owner {
                 mm,
-                rx <- KillableMutex::new(rx),
-                tx <- KillableMutex::new(tx),
+                rx <- new_killable!(rx, c"rvhost RX queue"),
+                tx <- new_killable!(tx, c"rvhost TX queue"),
             }),
             GFP_KERNEL,
         )?;

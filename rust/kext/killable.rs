@@ -14,6 +14,7 @@ use core::{
 use kernel::{
     error::to_result,
     prelude::*,
+    sync::LockClassKey,
     types::{
         NotThreadSafe,
         Opaque, //
@@ -21,6 +22,15 @@ use kernel::{
 };
 
 use super::bindings;
+
+/// Initialises a [`KillableMutex`] with a name, and a lock class per place where this is written:
+/// locks that are held together are to be of different classes.
+macro_rules! new_killable {
+    ($data:expr, $name:literal) => {
+        $crate::kext::killable::KillableMutex::new($data, $name, ::kernel::static_lock_class!())
+    };
+}
+pub(crate) use new_killable;
 
 /// A mutex whose waiters give up when they are killed. For locks that are held over something
 /// user space can delay.
@@ -37,11 +47,16 @@ unsafe impl<T: Send> Send for KillableMutex<T> {}
 unsafe impl<T: Send> Sync for KillableMutex<T> {}
 
 impl<T> KillableMutex<T> {
-    pub(crate) fn new(data: T) -> impl PinInit<Self> {
+    /// A mutex of its own lock class; see [`new_killable`].
+    pub(crate) fn new(
+        data: T,
+        name: &'static CStr,
+        class: Pin<&'static LockClassKey>,
+    ) -> impl PinInit<Self> {
         pin_init!(Self {
-            raw <- Opaque::ffi_init(|slot: *mut bindings::mutex| {
-                // SAFETY: `slot` is valid, uninitialised and pinned.
-                unsafe { bindings::rvh_mutex_init(slot) }
+            raw <- Opaque::ffi_init(move |slot: *mut bindings::mutex| {
+                // SAFETY: `slot` is valid, uninitialised and pinned; the others are static.
+                unsafe { bindings::__mutex_init(slot, name.as_char_ptr(), class.as_ptr()) }
             }),
             data: UnsafeCell::new(data),
         })

@@ -27,7 +27,6 @@ bool rvh_current_is_kthread(void);
 void rvh_cond_resched(void);
 bool rvh_need_resched(void);
 void rvh_cpu_relax(void);
-void rvh_mutex_init(struct mutex *lock);
 int rvh_mutex_lock_killable(struct mutex *lock);
 void rvh_mutex_unlock(struct mutex *lock);
 void rvh_waitqueue_init(struct wait_queue_head *wq);

@@ -50,11 +50,6 @@ void rvh_cpu_relax(void)
 	cpu_relax();
 }
 
-void rvh_mutex_init(struct mutex *lock)
-{
-	mutex_init(lock);
-}
-
 int rvh_mutex_lock_killable(struct mutex *lock)
 {
 	return mutex_lock_killable(lock);

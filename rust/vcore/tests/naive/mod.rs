@@ -5,6 +5,8 @@
 //! Shared by the property tests and the fuzz target, neither of which uses all of it.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod rig;
+
 use std::{
     collections::HashSet,
     ops::Range, //
@@ -30,7 +32,7 @@ use vcore::vcore::{
         DESC_F_WRITE, //
     },
     Error,
-    Result,
+    Result, //
 };
 
 /// Descriptors a chain may visit, those that name a table apart.
@@ -47,12 +49,12 @@ pub struct Memory {
 impl Memory {
     fn range(&self, hva: u64, len: usize) -> Result<Range<usize>> {
         let from = hva.checked_sub(HVA_BASE).ok_or(Error::Fault)? as usize;
-        for i in from..from.checked_add(len).ok_or(Error::Fault)? {
-            if i >= self.bytes.len() || self.faulty.contains(&i) {
-                return Err(Error::Fault);
-            }
+        let to = from.checked_add(len).ok_or(Error::Fault)?;
+        let bad = self.faulty.start.max(from)..self.faulty.end.min(to);
+        if to > self.bytes.len() || !bad.is_empty() {
+            return Err(Error::Fault);
         }
-        Ok(from..from + len)
+        Ok(from..to)
     }
 
     fn read(&self, hva: u64, len: usize) -> Result<&[u8]> {
@@ -165,11 +167,17 @@ impl Walk<'_> {
             return Err(Error::IndirectTooLong);
         }
         let mut at = 0;
+        // Entries are fetched 16 at a time, all of which must be there.
+        let mut fetched = 0..0;
         for _ in 0..entries {
-            let entry = u128::from(outer.addr) + 16 * at as u128;
-            let entry = u64::try_from(entry).map_err(|_| Error::Unmapped)?;
-            let raw = self.mem.read_guest(entry, 16)?;
-            let desc = Desc::from_bytes(raw.as_slice().try_into().unwrap());
+            if !fetched.contains(&at) {
+                fetched = at..entries.min(at + 16);
+            }
+            let from = u128::from(outer.addr) + 16 * fetched.start as u128;
+            let from = u64::try_from(from).map_err(|_| Error::Unmapped)?;
+            let raw = self.mem.read_guest(from, 16 * fetched.len())?;
+            let raw = &raw[16 * (at - fetched.start)..][..16];
+            let desc = Desc::from_bytes(raw.try_into().unwrap());
             if desc.has(DESC_F_INDIRECT) {
                 return Err(Error::NestedIndirect);
             }
@@ -200,6 +208,8 @@ pub struct Device {
     /// Index of the next entry to take, and the driver's as last read.
     pub base: u16,
     known: u16,
+    /// Chains taken, and neither given back nor used.
+    held: u16,
     /// Used elements in all: written, shown to the driver, and shown at the last decision on an
     /// interrupt. The indices are their lower halves.
     written: u64,
@@ -222,6 +232,7 @@ impl Device {
             notify_on_empty: false,
             base: 0,
             known: 0,
+            held: 0,
             written: 0,
             shown: 0,
             decided: None,
@@ -236,9 +247,11 @@ impl Device {
     pub fn set_base(&mut self, base: u16) {
         self.base = base;
         self.known = base;
+        self.held = 0;
     }
 
     pub fn start(&mut self) -> Result {
+        self.held = 0;
         self.decided = None;
         let flags = u16::from(self.suppressed);
         self.mem.write(self.used, &flags.to_le_bytes())?;
@@ -314,7 +327,7 @@ impl Device {
     pub fn take(&mut self, max: usize, chains: usize, segs: usize) -> Result<Vec<Chain>> {
         if self.drained() {
             let known = self.mem.u16_at(self.avail + 2)?;
-            if known.wrapping_sub(self.base) > self.num {
+            if known.wrapping_sub(self.base) > self.num.saturating_sub(self.held) {
                 return Err(Error::IndexJump);
             }
             self.known = known;
@@ -352,11 +365,13 @@ impl Device {
             }
         }
         self.base = self.base.wrapping_add(taken.len() as u16);
+        self.held += taken.len() as u16;
         Ok(taken)
     }
 
     pub fn untake(&mut self, n: usize) {
         self.base = self.base.wrapping_sub(n as u16);
+        self.held = self.held.saturating_sub(n as u16);
     }
 
     pub fn put_used(&mut self, elems: &[(u16, u32)]) -> Result {
@@ -376,6 +391,7 @@ impl Device {
             left = rest;
         }
         self.written = at;
+        self.held = self.held.saturating_sub(elems.len() as u16);
         Ok(())
     }
 

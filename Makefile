@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-2.0
+# Front door: every target calls a script, which holds the logic and explains itself.
+
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@scripts/help $(firstword $(MAKEFILE_LIST))
+
+setup: ## install what is missing (other targets do it themselves)
+	@scripts/setup
+run: ## the main job: a libvirt guest's traffic through rvhost_net, in a virtual machine
+	@scripts/e2e/run
+vm: ## a shell in that machine, module loaded, libvirt running
+	@scripts/e2e/shell
+modules: ## build rvhost_net.ko (for another kernel: KDIR=<its build folder>)
+	@scripts/module build
+install: ## install rvhost_net.ko for the running kernel (or KDIR's)
+	@scripts/module install
+test: ## everything, in steps; ends with "N passed, N failed" (DEBUG=1: debug kernel)
+	@scripts/test all
+check: ## linters and host tests only
+	@scripts/test check
+kunit: ## the suites that run inside a kernel
+	@scripts/kunit
+trace: ## see each tracepoint fire through ftrace
+	@scripts/trace
+bench: ## measure against C vhost_net; writes Documentation/performance.rst
+	@scripts/bench/run
+where: ## print KSRC, KOBJ, BZIMAGE, MODULE as shell assignments
+	@scripts/module where
+kernel: ## build the kernel only (DEBUG=1: the debug kernel)
+	@scripts/kernel/build $(if $(DEBUG),debug,host)
+rust-analyzer: ## write rust-project.json for editors
+	@scripts/module analyzer
+clean: ## remove what was built here; the cache stays
+	@scripts/clean
+clean-cache: ## remove the cache: kernels, source, tools
+	@scripts/clean cache
+
+.PHONY: help setup run vm modules install test check kunit trace bench where kernel rust-analyzer clean clean-cache

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Feature ioctls: values, order of checks, who may call them.
+
+use anyhow::Result;
+
+use crate::case::Ctx;
+use crate::case::Table;
+use crate::device;
+use crate::device::feature;
+use crate::errno::Errno;
+use crate::ioctl;
+use crate::ioctl::Raw;
+use crate::traffic::expect;
+use crate::traffic::Split;
+use crate::vmm::Setup;
+
+/// Word 0 and word 1 of what vhost-net offers.
+const OFFERED: [u64; 2] = [0x0000_010b_3d00_8000, 0xa];
+/// An address in the first page, where nothing is mapped.
+const BAD_POINTER: usize = 8;
+
+pub(super) fn register(table: &mut Table) {
+    table.add("features::get_without_owner_has_the_known_value", get);
+    table.add("features::set_without_owner_succeeds", set);
+    table.add("features::set_unoffered_bit_is_eopnotsupp", set_unoffered);
+    table.add("features::bad_pointer_is_efault", bad_pointer);
+    table.add(
+        "features::array_get_writes_count_words_and_no_more",
+        array_get,
+    );
+    table.add(
+        "features::array_get_of_absurd_count_is_efault",
+        array_absurd,
+    );
+    table.add("features::array_set_checks_every_word", array_set);
+    table.add(
+        "features::array_set_of_nothing_acks_nothing",
+        array_set_nothing,
+    );
+    table.add(
+        "features::backend_features_are_iotlb_msg_v2",
+        backend_features,
+    );
+    table.add("features::survive_set_owner", survive_owner);
+    table.add("features::acked_late_apply_to_running_rings", late);
+}
+
+fn get(ctx: &Ctx) -> Result<()> {
+    let file = device::open(&ctx.device)?;
+    expect("GET_FEATURES", Raw::of(&file).features(), Ok(OFFERED[0]))
+}
+
+fn set(ctx: &Ctx) -> Result<()> {
+    let file = device::open(&ctx.device)?;
+    for bits in [0, feature::VERSION_1, OFFERED[0]] {
+        expect("SET_FEATURES", Raw::of(&file).set_features(bits), Ok(0))?;
+    }
+    Ok(())
+}
+
+fn set_unoffered(ctx: &Ctx) -> Result<()> {
+    let file = device::open(&ctx.device)?;
+    for bit in (0..64).filter(|bit| OFFERED[0] & (1 << bit) == 0) {
+        expect(
+            &format!("SET_FEATURES bit {bit}"),
+            Raw::of(&file).set_features(1 << bit),
+            Err(Errno(libc::EOPNOTSUPP)),
+        )?;
+    }
+    Ok(())
+}
+
+fn bad_pointer(ctx: &Ctx) -> Result<()> {
+    let file = device::open(&ctx.device)?;
+    for (name, number) in [
+        ("GET_FEATURES", ioctl::GET_FEATURES()),
+        ("SET_FEATURES", ioctl::SET_FEATURES()),
+        ("GET_FEATURES_ARRAY", ioctl::GET_FEATURES_ARRAY()),
+        ("SET_FEATURES_ARRAY", ioctl::SET_FEATURES_ARRAY()),
+        ("GET_BACKEND_FEATURES", ioctl::GET_BACKEND_FEATURES()),
+        ("SET_BACKEND_FEATURES", ioctl::SET_BACKEND_FEATURES()),
+    ] {
+        expect(
+            name,
+            Raw::of(&file).call(number, BAD_POINTER),
+            Err(Errno(libc::EFAULT)),
+        )?;
+    }
+    Ok(())
+}
+
+fn array_get(ctx: &Ctx) -> Result<()> {
+    const CANARY: u64 = 0x5a5a_5a5a_5a5a_5a5a;
+    let file = device::open(&ctx.device)?;
+    for count in 0..=4u64 {
+        let mut buffer = [CANARY; 6];
+        buffer[0] = count;
+        let rc = Raw::of(&file).get(ioctl::GET_FEATURES_ARRAY(), &mut buffer);
+        expect(&format!("count {count}"), rc, Ok(0))?;
+        let mut wanted = [CANARY; 6];
+        wanted[0] = count;
+        for (i, word) in wanted[1..=count as usize].iter_mut().enumerate() {
+            *word = OFFERED.get(i).copied().unwrap_or(0);
+        }
+        expect(&format!("buffer for count {count}"), buffer, wanted)?;
+    }
+    Ok(())
+}
+
+fn array_absurd(ctx: &Ctx) -> Result<()> {
+    let file = device::open(&ctx.device)?;
+    for count in [1u64 << 61, u64::MAX] {
+        let mut buffer = [count, 0, 0, 0];
+        expect(
+            &format!("count {count:#x}"),
+            Raw::of(&file).get(ioctl::GET_FEATURES_ARRAY(), &mut buffer),
+            Err(Errno(libc::EFAULT)),
+        )?;
+    }
+    Ok(())
+}
+
+fn array_set(ctx: &Ctx) -> Result<()> {
+    let file = device::open(&ctx.device)?;
+    let raw = Raw::of(&file);
+    let unsupported = Err(Errno(libc::EOPNOTSUPP));
+    for (array, wanted) in [
+        ([1u64, feature::VERSION_1, 0, 0], Ok(0)),
+        ([2, OFFERED[0], OFFERED[1], 0], Ok(0)),
+        ([3, OFFERED[0], OFFERED[1], 0], Ok(0)),
+        ([2, 0, 1 << 2, 0], unsupported),
+        ([1, 1, 0, 0], unsupported),
+        ([3, 0, 0, 1], unsupported),
+    ] {
+        expect(
+            &format!("SET_FEATURES_ARRAY {array:x?}"),
+            raw.put(ioctl::SET_FEATURES_ARRAY(), &array),
+            wanted,
+        )?;
+    }
+    Ok(())
+}
+
+fn array_set_nothing(ctx: &Ctx) -> Result<()> {
+    let file = device::open(&ctx.device)?;
+    expect(
+        "SET_FEATURES_ARRAY count 0",
+        Raw::of(&file).put(ioctl::SET_FEATURES_ARRAY(), &[0u64; 2]),
+        Ok(0),
+    )
+}
+
+fn backend_features(ctx: &Ctx) -> Result<()> {
+    let file = device::open(&ctx.device)?;
+    let raw = Raw::of(&file);
+    let mut bits = 0u64;
+    expect(
+        "GET_BACKEND_FEATURES",
+        raw.get(ioctl::GET_BACKEND_FEATURES(), &mut bits),
+        Ok(0),
+    )?;
+    expect("backend features", bits, 2)?;
+    for (bits, wanted) in [
+        (0u64, Ok(0)),
+        (2, Ok(0)),
+        (1, Err(Errno(libc::EOPNOTSUPP))),
+        (6, Err(Errno(libc::EOPNOTSUPP))),
+    ] {
+        expect(
+            &format!("SET_BACKEND_FEATURES {bits:#x}"),
+            raw.put(ioctl::SET_BACKEND_FEATURES(), &bits),
+            wanted,
+        )?;
+    }
+    Ok(())
+}
+
+/// The header length set before SET_OWNER is still in force afterwards.
+fn survive_owner(ctx: &Ctx) -> Result<()> {
+    let mem = crate::mem::Memory::new()?;
+    let vhost = device::VhostNet::open(&ctx.device, &mem)?;
+    let raw = vhost.raw();
+    expect("SET_FEATURES", raw.set_features(feature::VERSION_1), Ok(0))?;
+    expect("SET_OWNER", raw.set_owner(), Ok(0))?;
+    let mut vmm = Setup::new().stopped().keep_features().on(vhost, mem, ctx)?;
+    vmm.start()?;
+    vmm.post_rx(4, &[2048])?;
+    vmm.check_alive()
+}
+
+/// The order of kvmtool: backends first, header size and features later.
+fn late(ctx: &Ctx) -> Result<()> {
+    let mut vmm = Setup::new().features(feature::VERSION_1).build(ctx)?;
+    let raw = vmm.vhost.raw();
+    vmm.tap.set_header(10)?;
+    expect("SET_FEATURES", raw.set_features(0), Ok(0))?;
+    vmm.hdr_len = 10;
+    vmm.post_rx(4, &[2048])?;
+    vmm.check_alive()?;
+    vmm.tap.set_header(12)?;
+    expect("SET_FEATURES", raw.set_features(feature::VERSION_1), Ok(0))?;
+    vmm.hdr_len = 12;
+    vmm.check_tx(1000, &Split::HeaderAlone)?;
+    vmm.check_alive()
+}

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Control calls, the guest's writes and packets, all at the same time.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::thread;
+
+use anyhow::ensure;
+use anyhow::Context;
+use anyhow::Result;
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+use crate::case::Ctx;
+use crate::case::Table;
+use crate::device::feature;
+use crate::device::RX;
+use crate::device::TX;
+use crate::errno::Errno;
+use crate::frame::NetHdr;
+use crate::frame::Rng;
+use crate::ioctl;
+use crate::ioctl::MemoryRegion;
+use crate::traffic::Split;
+use crate::vmm::Setup;
+use crate::vmm::Vmm;
+
+/// Packets each way while the other thread does its worst.
+const PACKETS: usize = 1500;
+
+pub(super) fn register(table: &mut Table) {
+    for (name, features) in [
+        ("flags", feature::VERSION_1),
+        ("event_idx", feature::VERSION_1 | feature::EVENT_IDX),
+    ] {
+        table.add(
+            format!("stress::control_calls_during_traffic_{name}"),
+            move |ctx| control(ctx, features),
+        );
+        table.add(
+            format!("stress::stop_and_start_during_traffic_{name}"),
+            move |ctx| stop_start(ctx, features),
+        );
+    }
+    table.add(
+        "stress::guest_rewrites_descriptors_and_buffers_in_use",
+        rewrites,
+    );
+    table.add("stress::two_threads_set_different_backends", two_setters);
+    table.add("stress::open_own_close_in_several_threads", open_close);
+}
+
+/// Sends and receives packet by packet, in order, until enough have passed.
+fn traffic(vmm: &mut Vmm) -> Result<()> {
+    let mut out = std::collections::VecDeque::new();
+    let mut coming = std::collections::VecDeque::new();
+    for i in 0..PACKETS {
+        let frame = vmm.tx_frames.plain(60 + i % 1400);
+        vmm.queue_tx(&NetHdr::default(), &frame, &Split::HeaderAlone)?;
+        vmm.tx.flush()?;
+        out.push_back(frame);
+        coming.push_back(vmm.send_rx(60 + i % 1400)?);
+        while out.len() > 30 || (i + 1 == PACKETS && !out.is_empty()) {
+            if let Some(frame) = out.pop_front() {
+                vmm.expect_on_wire(&frame)
+                    .with_context(|| format!("packet {i} sent"))?;
+            }
+            // Calls may be swapped away: look at the index.
+            vmm.tx.spin_used()?;
+        }
+        while coming.len() > 30 || (i + 1 == PACKETS && !coming.is_empty()) {
+            let Some(frame) = coming.pop_front() else {
+                break;
+            };
+            let received = vmm
+                .expect_in_guest(&frame)
+                .with_context(|| format!("packet {i} received"))?;
+            vmm.repost(&received)?;
+        }
+    }
+    Ok(())
+}
+
+/// Everything that may change while the queues run and changes nothing.
+fn control(ctx: &Ctx, features: u64) -> Result<()> {
+    let mut vmm = Setup::new().features(features).build(ctx)?;
+    vmm.post_rx(200, &[2048])?;
+    let raw = vmm.vhost.raw();
+    let regions: Vec<_> = vmm
+        .mem
+        .regions()?
+        .iter()
+        .map(|r| MemoryRegion {
+            gpa: r.guest_phys_addr,
+            size: r.memory_size,
+            uaddr: r.userspace_addr,
+            flags_padding: 0,
+        })
+        .collect();
+    let addrs = [vmm.vring_addr(RX)?, vmm.vring_addr(TX)?];
+    let err = [&vmm.rx.err, &vmm.tx.err].map(|event| event.try_clone());
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&vmm.tap);
+    let done = AtomicBool::new(false);
+    let (passed, changed) = thread::scope(|scope| {
+        let changer = scope.spawn(|| -> Result<u32, (String, Errno)> {
+            let mut rounds = 0;
+            while !done.load(Ordering::Relaxed) {
+                let check = |what: &str, seen: ioctl::Outcome| match seen {
+                    Ok(_) => Ok(()),
+                    Err(errno) => Err((what.to_owned(), errno)),
+                };
+                for (index, addr) in [0u32, 1].into_iter().zip(&addrs) {
+                    check("VRING_ADDR", raw.set_vring_addr(addr))?;
+                    if let Ok(err) = &err[index as usize] {
+                        let fd = std::os::fd::AsRawFd::as_raw_fd(err);
+                        check("ERR", raw.set_vring_file(ioctl::SET_VRING_ERR(), index, fd))?;
+                    }
+                    check("BACKEND", raw.set_backend(index, fd))?;
+                    check("BASE", raw.vring_base(index).map(|_| 0))?;
+                    match raw.set_vring_num(index, 256) {
+                        Err(Errno(libc::EBUSY)) => {}
+                        other => return Err((format!("NUM: {other:?}"), Errno(0))),
+                    }
+                }
+                check("FEATURES", raw.set_features(features))?;
+                check("MEM_TABLE", raw.set_mem_table(0, &regions))?;
+                rounds += 1;
+            }
+            Ok(rounds)
+        });
+        let passed = traffic(&mut vmm);
+        done.store(true, Ordering::Relaxed);
+        (passed, changer.join())
+    });
+    passed?;
+    match changed {
+        Ok(Ok(rounds)) => ensure!(rounds > 0, "no control call was made"),
+        Ok(Err((what, errno))) => anyhow::bail!("{what} failed with {errno}"),
+        Err(_) => anyhow::bail!("the calling thread panicked"),
+    }
+    vmm.check_alive()
+}
+
+fn stop_start(ctx: &Ctx, features: u64) -> Result<()> {
+    let mut vmm = Setup::new().features(features).build(ctx)?;
+    vmm.post_rx(200, &[2048])?;
+    let raw = vmm.vhost.raw();
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&vmm.tap);
+    let done = AtomicBool::new(false);
+    let (passed, failures) = thread::scope(|scope| {
+        let changer = scope.spawn(|| {
+            let mut failures = 0;
+            while !done.load(Ordering::Relaxed) {
+                for index in [0, 1] {
+                    failures += u32::from(raw.set_backend(index, -1).is_err());
+                    failures += u32::from(raw.set_backend(index, fd).is_err());
+                }
+            }
+            failures
+        });
+        let passed = traffic(&mut vmm);
+        done.store(true, Ordering::Relaxed);
+        (passed, changer.join())
+    });
+    passed?;
+    ensure!(failures.ok() == Some(0), "SET_BACKEND failed");
+    vmm.check_alive()
+}
+
+/// What arrives is not foretold, but the device survives and works afterwards.
+fn rewrites(ctx: &Ctx) -> Result<()> {
+    let mut vmm = Setup::new()
+        .features(feature::VERSION_1 | feature::MRG_RXBUF)
+        .build(ctx)?;
+    let mut rng = Rng::new(ctx.seed);
+    for _ in 0..3000 {
+        for index in [RX, TX] {
+            let base = vmm.queue(index).ring.used_idx();
+            let ring = &vmm.queue(index).ring;
+            for _ in 0..8 {
+                let desc = crate::ring::Desc {
+                    addr: 0x4_0000 + rng.below(0x8_0000),
+                    len: rng.below(4000) as u32,
+                    flags: (rng.below(16) / 10) as u16 | if index == RX { 2 } else { 0 },
+                    next: rng.below(260) as u16,
+                };
+                ring.set_desc(rng.below(256) as u16, desc);
+                ring.set_avail(rng.below(256) as u16, rng.below(257) as u16);
+            }
+            ring.set_avail_idx(base.wrapping_add(rng.below(257) as u16));
+            ring.set_avail_flags(rng.below(2) as u16);
+            vmm.queue(index).kick()?;
+        }
+        let frame = vmm.rx_frames.plain(60 + rng.below(1400) as usize);
+        let _ = vmm.wire.send(&NetHdr::default(), &frame);
+        while vmm.wire.try_recv()?.is_some() {}
+    }
+    vmm.stop()?;
+    while vmm.wire.try_recv()?.is_some() {}
+    while vmm.tap.read()?.is_some() {}
+    vmm.rx = crate::virtqueue::Virtqueue::new(&vmm.mem, 256, Default::default(), 0, 0)?;
+    vmm.tx = crate::virtqueue::Virtqueue::new(&vmm.mem, 256, Default::default(), 0, 0)?;
+    vmm.configure([0; 2])?;
+    vmm.start()?;
+    vmm.check_alive()
+}
+
+fn two_setters(ctx: &Ctx) -> Result<()> {
+    let mut vmm = Setup::new().build(ctx)?;
+    let other = crate::tap::Tap::open("vt1", &Default::default())?;
+    vmm.post_rx(100, &[2048])?;
+    let raw = vmm.vhost.raw();
+    let fds = [&vmm.tap, &other].map(std::os::fd::AsRawFd::as_raw_fd);
+    let failures: u32 = thread::scope(|scope| {
+        let threads = fds.map(|fd| {
+            scope.spawn(move || {
+                let mut failures = 0;
+                for _ in 0..300 {
+                    for index in [0, 1] {
+                        failures += u32::from(raw.set_backend(index, fd).is_err());
+                    }
+                }
+                failures
+            })
+        });
+        threads.into_iter().map(|t| t.join().unwrap_or(1)).sum()
+    });
+    ensure!(failures == 0, "SET_BACKEND failed {failures} times");
+    vmm.start()?;
+    vmm.check_alive()
+}
+
+fn open_close(ctx: &Ctx) -> Result<()> {
+    let results: Vec<_> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| -> Result<()> {
+                    let event = EventFd::new(EFD_NONBLOCK).context("eventfd")?;
+                    let fd = std::os::fd::AsRawFd::as_raw_fd(&event);
+                    for _ in 0..50 {
+                        let file = crate::device::open(&ctx.device)?;
+                        let raw = ioctl::Raw::of(&file);
+                        raw.set_owner().context("SET_OWNER")?;
+                        raw.set_vring_file(ioctl::SET_VRING_KICK(), 0, fd)
+                            .context("KICK")?;
+                        event.write(1).context("kick")?;
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join()).collect()
+    });
+    for result in results {
+        result.map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+    }
+    Ok(())
+}
