@@ -27,10 +27,9 @@ with_lock() {
         say "waiting for another run of '$name' to finish"
         flock "$fd"
     fi
-    local rc=0
-    "$@" || rc=$?
+    # No '|| …' here: it would switch errexit off inside COMMAND.
+    "$@"
     exec {fd}>&-
-    return "$rc"
 }
 
 # progress TITLE LOG PATTERN TOTAL COMMAND…: runs COMMAND with its output in LOG, and

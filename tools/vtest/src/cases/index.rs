@@ -2,6 +2,8 @@
 
 //! Ring sizes and index values: wrapping, any base, used index from memory.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use anyhow::Result;
 
@@ -27,14 +29,11 @@ pub(super) fn register(table: &mut Table) {
         }
     }
     for size in [1, 256, 1024, 32768] {
-        table.add(
-            format!("index::full_ring_of_{size}_at_once_tx"),
-            move |ctx| full_tx(ctx, size),
-        );
-        table.add(
-            format!("index::full_ring_of_{size}_at_once_rx"),
-            move |ctx| full_rx(ctx, size),
-        );
+        // The largest takes its time on a debug kernel.
+        let limit = Duration::from_secs(if size > 1024 { 300 } else { 60 });
+        let name = format!("index::full_ring_of_{size}_at_once");
+        table.add_long(format!("{name}_tx"), limit, move |ctx| full_tx(ctx, size));
+        table.add_long(format!("{name}_rx"), limit, move |ctx| full_rx(ctx, size));
     }
     table.add("index::in_order_ring_wraps", |ctx| {
         wraps(ctx, 4, feature::VERSION_1 | feature::IN_ORDER)

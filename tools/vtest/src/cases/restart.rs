@@ -88,7 +88,7 @@ pub(super) fn register(table: &mut Table) {
     );
     table.add_long(
         "restart::many_cycles_under_traffic_leave_nothing_behind",
-        Duration::from_secs(240),
+        Duration::from_secs(900),
         super::leaks::cycles,
     );
 }
