@@ -5,6 +5,10 @@
 
 use std::fs;
 use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::ensure;
 use anyhow::Context;
@@ -31,6 +35,8 @@ use crate::vmm::Setup;
 pub(super) fn register(table: &mut Table) {
     table.add("processes::threads_are_named_after_the_owner", names);
     table.add("processes::threads_end_with_reset_owner", reset_ends);
+    table.add("processes::threads_join_the_owners_cgroup", cgroup);
+    table.add("processes::idle_threads_do_not_wake", idle);
     table.add(
         "processes::close_in_the_owner_with_a_copy_in_a_child_keeps_running",
         copy,
@@ -55,7 +61,12 @@ pub(super) fn register(table: &mut Table) {
 
 /// Names of this process's threads and of kernel threads that begin so.
 fn threads_named(prefix: &str) -> Result<Vec<String>> {
-    let mut names = Vec::new();
+    Ok(threads(prefix)?.into_iter().map(|(name, _)| name).collect())
+}
+
+/// Names of those threads, and their folders in /proc.
+fn threads(prefix: &str) -> Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Ok(tasks) = fs::read_dir(entry?.path().join("task")) else {
             continue;
@@ -63,11 +74,11 @@ fn threads_named(prefix: &str) -> Result<Vec<String>> {
         for task in tasks.flatten() {
             let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
             if name.starts_with(prefix) {
-                names.push(name.trim_end().to_owned());
+                found.push((name.trim_end().to_owned(), task.path()));
             }
         }
     }
-    Ok(names)
+    Ok(found)
 }
 
 fn own_prefix() -> String {
@@ -81,6 +92,99 @@ fn names(ctx: &Ctx) -> Result<()> {
     let names = threads_named(&own_prefix())?;
     ensure!(!names.is_empty(), "no thread is called {}", own_prefix());
     Ok(())
+}
+
+/// A cgroup of its own for this process, as long as this lives.
+struct Cgroup {
+    root: PathBuf,
+    name: String,
+}
+
+impl Cgroup {
+    fn enter() -> Result<Self> {
+        let name = format!("vtest-{}", std::process::id());
+        let root = std::env::temp_dir().join(format!("{name}-cgroup2"));
+        fs::create_dir_all(&root)?;
+        run("mount", &["-t", "cgroup2", "none"], &root)?;
+        let cgroup = Self { root, name };
+        fs::create_dir(cgroup.root.join(&cgroup.name))?;
+        fs::write(cgroup.root.join(&cgroup.name).join("cgroup.procs"), "0")?;
+        Ok(cgroup)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = fs::write(self.root.join("cgroup.procs"), "0");
+        let _ = fs::remove_dir(self.root.join(&self.name));
+        let _ = run("umount", &[], &self.root);
+        let _ = fs::remove_dir(&self.root);
+    }
+}
+
+fn run(program: &str, args: &[&str], path: &Path) -> Result<()> {
+    let status = std::process::Command::new(program)
+        .args(args)
+        .arg(path)
+        .status()?;
+    ensure!(status.success(), "{program} {}: {status}", path.display());
+    Ok(())
+}
+
+fn cgroup(ctx: &Ctx) -> Result<()> {
+    let cgroup = Cgroup::enter()?;
+    let vmm = Setup::new().build(ctx)?;
+    let threads = threads(&own_prefix())?;
+    ensure!(!threads.is_empty(), "no thread is called {}", own_prefix());
+    for (name, folder) in threads {
+        let of_thread = fs::read_to_string(folder.join("cgroup"))?;
+        ensure!(
+            of_thread.contains(&format!("/{}\n", cgroup.name)),
+            "{name} is in {of_thread:?}, not in {}",
+            cgroup.name
+        );
+    }
+    drop(vmm);
+    // The group can be removed only when they have left it.
+    poll::wait_for("the threads to end", || {
+        Ok(threads_named(&own_prefix())?.is_empty().then_some(()))
+    })
+}
+
+/// How often a thread gave up the CPU, or lost it.
+fn switches(folder: &Path) -> Result<u64> {
+    let status = fs::read_to_string(folder.join("status"))?;
+    let count = |line: &str| line.split_whitespace().last()?.parse::<u64>().ok();
+    Ok(status
+        .lines()
+        .filter(|line| line.contains("voluntary_ctxt_switches"))
+        .filter_map(count)
+        .sum())
+}
+
+fn idle(ctx: &Ctx) -> Result<()> {
+    let mut vmm = Setup::new().build(ctx)?;
+    vmm.post_rx(8, &[2048])?;
+    vmm.check_alive()?;
+    let threads = threads(&own_prefix())?;
+    ensure!(!threads.is_empty(), "no thread is called {}", own_prefix());
+    let count = || -> Result<Vec<u64>> { threads.iter().map(|(_, f)| switches(f)).collect() };
+    // They come to rest first; then nothing wakes them.
+    let mut before = count()?;
+    poll::wait_for("the threads to rest", || {
+        let now = count()?;
+        let rests = now == before;
+        before = now;
+        thread::sleep(Duration::from_millis(50));
+        Ok(rests.then_some(()))
+    })?;
+    thread::sleep(Duration::from_secs(1));
+    let after = count()?;
+    ensure!(
+        after == before,
+        "idle threads ran: {before:?} became {after:?}"
+    );
+    vmm.check_alive()
 }
 
 fn reset_ends(ctx: &Ctx) -> Result<()> {
