@@ -22,6 +22,8 @@ check: ## linters and host tests only
 	@scripts/test check
 kunit: ## the suites that run inside a kernel
 	@scripts/kunit
+vtest: ## the user-space client against the module (MODULE=c: against C vhost_net)
+	@scripts/vtest $(or $(MODULE),rust)
 trace: ## see each tracepoint fire through ftrace
 	@scripts/trace
 bench: ## measure against C vhost_net; writes Documentation/performance.rst
@@ -37,4 +39,4 @@ clean: ## remove what was built here; the cache stays
 clean-cache: ## remove the cache: kernels, source, tools
 	@scripts/clean cache
 
-.PHONY: help setup run vm modules install test check kunit trace bench where kernel rust-analyzer clean clean-cache
+.PHONY: help setup run vm modules install test check kunit vtest trace bench where kernel rust-analyzer clean clean-cache
