@@ -1,16 +1,34 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The test module: mounts the sources of the module again and runs their suites in the kernel.
+//!
+//! The suites of the core stand in its own files; those here are one for each abstraction of
+//! `kext`, against the real kernel.
 #![crate_name = "rvhost_net_kunit"]
 
+mod cgroup;
+mod chrdev;
+mod errno;
+mod eventfd;
+mod file;
+mod handoff;
 #[path = "../rust/kext/mod.rs"]
-#[allow(dead_code)] // The driver's files and tracepoints are not in this module.
+#[allow(dead_code)] // What only the driver's files use.
 mod kext;
-mod memory;
+mod killable;
+mod kthread;
+mod mm;
+mod param;
+mod poll;
+mod sched;
+mod socket;
 mod support;
-mod tap;
-mod threads;
+mod trace;
+mod tun;
+mod usermem;
 #[path = "../rust/vcore/mod.rs"]
 pub mod vcore;
+mod wait;
+mod xdp;
 
 use kernel::prelude::*;
 
@@ -27,5 +45,11 @@ struct Tests;
 impl kernel::Module for Tests {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         Ok(Self)
+    }
+}
+
+impl Drop for Tests {
+    fn drop(&mut self) {
+        support::clean_up();
     }
 }

@@ -13,7 +13,10 @@ use kernel::{
 use super::{
     bindings,
     file::FileRef,
-    usermem::UserMem,
+    usermem::{
+        has_room,
+        UserMem, //
+    },
     xdp::TxBatch, //
 };
 use crate::vcore::addr::Seg;
@@ -105,8 +108,12 @@ impl Socket {
         len: usize,
         more: bool,
     ) -> Result {
-        // SAFETY: The socket is valid; `Seg` is laid out as an iovec, and the user addresses,
-        // which `_user` shows to be of the right address space, are checked on the way.
+        if !has_room(segs, skip, len) {
+            return Err(EFAULT);
+        }
+        // SAFETY: The socket is valid; `Seg` is laid out as an iovec that is long enough, and the
+        // user addresses, which `_user` shows to be of the right address space, are checked on
+        // the way.
         to_result(unsafe {
             bindings::rvh_sock_send(
                 self.sock.as_ptr(),
@@ -135,6 +142,9 @@ impl Socket {
         skip: usize,
         len: usize,
     ) -> Result<usize> {
+        if !has_room(segs, skip, len) {
+            return Err(EFAULT);
+        }
         // SAFETY: As for `send`.
         let received = unsafe {
             bindings::rvh_sock_receive(

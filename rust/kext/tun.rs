@@ -21,7 +21,10 @@ use super::{
     errno,
     file::FileRef,
     socket::Socket,
-    usermem::UserMem,
+    usermem::{
+        has_room,
+        UserMem, //
+    },
     xdp::TxBatch, //
 };
 use crate::vcore::{
@@ -269,8 +272,11 @@ impl PacketView<'_> {
     /// Copies the frame to `segs`, behind their first `skip` bytes. `EFAULT` if not all of it
     /// could be written.
     pub(crate) fn copy_to(&self, _user: &mut UserMem<'_>, segs: &[Seg], skip: usize) -> Result {
-        // SAFETY: The packet is valid and `info` describes it; `Seg` is laid out as an iovec,
-        // and the user addresses are checked on the way.
+        if !has_room(segs, skip, self.len()) {
+            return Err(EFAULT);
+        }
+        // SAFETY: The packet is valid and `info` describes it; `Seg` is laid out as an iovec that
+        // is long enough, and the user addresses are checked on the way.
         to_result(unsafe {
             bindings::rvh_tun_packet_to_user(
                 self.packet.0.as_ptr(),

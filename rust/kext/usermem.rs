@@ -29,6 +29,17 @@ pub(crate) fn in_user_range(seg: Seg) -> bool {
     unsafe { bindings::rvh_access_ok(seg.at.0, seg.len) }
 }
 
+/// Whether `segs` have `len` bytes behind the first `skip`: C code that is handed them as an iovec
+/// believes the sum it is told.
+#[inline]
+pub(super) fn has_room(segs: &[Seg], skip: usize, len: usize) -> bool {
+    let all = segs
+        .iter()
+        .fold(0u64, |sum, seg| sum.saturating_add(seg.len));
+    // CAST: usize to u64 widens.
+    all >= (skip as u64).saturating_add(len as u64)
+}
+
 /// Access to the memory of the current address space.
 ///
 /// # Invariants

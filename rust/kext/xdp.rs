@@ -172,6 +172,22 @@ impl TxBatch {
     }
 }
 
+/// What tests look at.
+#[cfg(rv_kunit)]
+impl TxBatch {
+    /// How many packets it holds.
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// The start of a buffer, where the device looks for the header.
+    pub(crate) fn start(&self, i: usize) -> Option<[u8; hdr::MAX_BYTES]> {
+        let buf = self.bufs.get(..self.count)?.get(i)?;
+        // SAFETY: By the type's invariant the fragment is ours, and starts with a header.
+        Some(unsafe { buf.data_hard_start.cast::<[u8; hdr::MAX_BYTES]>().read() })
+    }
+}
+
 impl Drop for TxBatch {
     fn drop(&mut self) {
         self.clear();
