@@ -331,14 +331,17 @@ impl Cursor {
     }
 
     fn read_heads<M: GuestMem>(&self, ring: &Layout, mem: &mut M, heads: &mut [u16]) -> Result {
-        let slot = ring.slot(self.next_avail);
         let mut raw = [[0; 2]; MAX_TAKE];
         let raw = raw.get_mut(..heads.len()).unwrap_or(&mut []);
-        let before_wrap = raw.len().min(usize::from(ring.num - slot));
-        let (now, wrapped) = raw.split_at_mut(before_wrap);
-        mem.read(ring.avail_entry(slot), now.as_flattened_mut())?;
-        if !wrapped.is_empty() {
-            mem.read(ring.avail_entry(0), wrapped.as_flattened_mut())?;
+        let mut slot = ring.slot(self.next_avail);
+        let mut left = &mut *raw;
+        // Whatever the caller has given back, nothing behind the ring is read.
+        while !left.is_empty() {
+            let before_wrap = left.len().min(usize::from(ring.num - slot));
+            let (now, wrapped) = left.split_at_mut(before_wrap);
+            mem.read(ring.avail_entry(slot), now.as_flattened_mut())?;
+            slot = 0;
+            left = wrapped;
         }
         for (head, &bytes) in heads.iter_mut().zip(raw.iter()) {
             *head = u16::from_le_bytes(bytes);
