@@ -189,10 +189,11 @@ impl Rig {
         done
     }
 
-    fn publish(&mut self) {
+    fn publish(&mut self) -> Result<bool> {
         let layout = self.ring.layout();
         let shown = self.cursor.publish(&layout, &mut *self.mem);
         assert_eq!(shown, self.model.publish());
+        shown
     }
 
     fn forget(&mut self, batch: &TestBatch) {
@@ -295,14 +296,17 @@ impl Rig {
             Step::Spin(mut count) => {
                 while count > 0 {
                     let n = count.min(u32::from(num)).min(64);
-                    if self.put_used(&vec![(0, 0); n as usize]).is_err() {
+                    // No more than a ring is ever written without being shown.
+                    if self.put_used(&vec![(0, 0); n as usize]).is_err() || self.publish().is_err()
+                    {
                         break;
                     }
-                    self.publish();
                     count -= n;
                 }
             }
-            Step::Publish => self.publish(),
+            Step::Publish => {
+                let _ = self.publish();
+            }
             Step::WantsCall(drained) => {
                 let wants = self.cursor.wants_call(&layout, &mut *self.mem, drained);
                 assert_eq!(wants, self.model.wants_call(drained));
