@@ -160,8 +160,7 @@ impl Input<'_> {
             16 => Step::WantsCall(self.byte()? % 2 == 0),
             17 => Step::Suppress,
             18 => match self.byte()? {
-                0 => Step::Spin(self.u16()?.into()),
-                1..16 => Step::Clear,
+                0..16 => Step::Clear,
                 _ => Step::Compact,
             },
             _ => Step::Arm,
