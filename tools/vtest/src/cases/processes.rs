@@ -41,8 +41,9 @@ pub(super) fn register(table: &mut Table) {
         "processes::close_in_the_owner_with_a_copy_in_a_child_keeps_running",
         copy,
     );
-    table.add(
+    table.add_long(
         "processes::killed_owner_under_traffic_lets_go_of_everything",
+        Duration::from_secs(300),
         killed,
     );
     table.add(

@@ -82,8 +82,9 @@ pub(super) fn register(table: &mut Table) {
         deleted,
     );
     table.add("restart::ring_moved_while_stopped_is_used", moved_ring);
-    table.add(
+    table.add_long(
         "restart::close_while_running_lets_go_of_the_tap",
+        Duration::from_secs(300),
         close_running,
     );
     table.add_long(
