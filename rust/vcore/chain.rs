@@ -13,6 +13,7 @@ use super::{
         Access,
         GuestMem, //
     },
+    split::MAX_TAKE,
     wire::{
         Desc,
         DESC_BYTES,
@@ -59,6 +60,15 @@ pub struct Batch<C, S> {
     head: usize,
     tail: usize,
     seg_tail: usize,
+    pub(super) scratch: Scratch,
+}
+
+/// What [`Cursor::take`](super::split::Cursor::take) needs meanwhile. Kept, as clearing it each
+/// time costs more than a packet.
+pub(super) struct Scratch {
+    pub(super) raw: [[u8; 2]; MAX_TAKE],
+    pub(super) heads: [u16; MAX_TAKE],
+    pub(super) descs: [Desc; MAX_TAKE],
 }
 
 impl<C, S> Batch<C, S>
@@ -74,6 +84,11 @@ where
             head: 0,
             tail: 0,
             seg_tail: 0,
+            scratch: Scratch {
+                raw: [[0; 2]; MAX_TAKE],
+                heads: [0; MAX_TAKE],
+                descs: [Desc::default(); MAX_TAKE],
+            },
         }
     }
 
@@ -105,11 +120,13 @@ where
         }
     }
 
-    /// The segments of the first `n` chains, which lie one after the other.
+    /// The segments of `n` chains from the `from`th on, which lie one after the other.
     #[inline]
-    pub fn segments_of_first(&self, n: usize) -> &[Seg] {
-        let first = self.get(0);
-        let last = n.checked_sub(1).and_then(|i| self.get(i));
+    pub fn segments_of(&self, from: usize, n: usize) -> &[Seg] {
+        let first = self.get(from);
+        let last = n
+            .checked_sub(1)
+            .and_then(|more| self.get(from.checked_add(more)?));
         match (first, last) {
             // CAST: u32 to usize widens.
             (Some(f), Some(l)) => {
@@ -165,11 +182,70 @@ where
         self.chains.len() - self.tail
     }
 
+    /// Adds the chain if it is what most are: one buffer in one piece, of the wanted direction.
+    #[inline(always)]
+    fn add_single<M: GuestMem>(
+        &mut self,
+        mem: &mut M,
+        head: u16,
+        desc: Desc,
+        want: Access,
+    ) -> Result<bool> {
+        let wanted = match want {
+            Access::Read => 0,
+            Access::Write => DESC_F_WRITE,
+        };
+        let flags = desc.flags & (DESC_F_NEXT | DESC_F_WRITE | DESC_F_INDIRECT);
+        if flags != wanted || desc.len == 0 {
+            return Ok(false);
+        }
+        let len = u64::from(desc.len);
+        let seg = mem.segment(Gpa(desc.addr), len, want)?;
+        let (Some(chain), Some(slot)) = (
+            self.chains.get_mut(self.tail),
+            self.segs.get_mut(self.seg_tail), //
+        ) else {
+            return Err(Error::NoRoom);
+        };
+        if seg.len != len {
+            return Ok(false);
+        }
+        *slot = seg;
+        *chain = Chain {
+            head,
+            len,
+            refused: None,
+            // CAST: bounded by the storage, of a few thousand segments.
+            first_seg: self.seg_tail as u32,
+            segs: 1,
+        };
+        self.tail += 1;
+        self.seg_tail += 1;
+        Ok(true)
+    }
+
     /// Follows the chain that starts with `desc`, the descriptor `head`, and adds it.
     ///
     /// `table` and `num` are the ring's descriptor table and its size. On error the batch is as
     /// it was.
+    #[inline(always)]
     pub(super) fn add<M: GuestMem>(
+        &mut self,
+        mem: &mut M,
+        table: RingAddr,
+        num: u16,
+        head: u16,
+        desc: Desc,
+        want: Access,
+    ) -> Result {
+        if self.add_single(mem, head, desc, want)? {
+            Ok(())
+        } else {
+            self.add_walking(mem, table, num, head, desc, want)
+        }
+    }
+
+    fn add_walking<M: GuestMem>(
         &mut self,
         mem: &mut M,
         table: RingAddr,

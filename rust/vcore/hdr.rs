@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The packet header, `struct virtio_net_hdr` (virtio 1.3, 5.1.6).
 
+use core::ops::Range;
+
 /// Bytes of the header every version starts with.
 pub const BASE_BYTES: usize = 10;
-/// Offset of the little-endian `num_buffers` field.
-pub const NUM_BUFFERS_AT: usize = 10;
+/// Where the little-endian `num_buffers` field is.
+pub const NUM_BUFFERS: Range<usize> = 10..12;
 /// The longest header the kernel knows: hash report and tunnel fields included.
 pub const MAX_BYTES: usize = 24;
 

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The IOTLB: mappings from I/O virtual to owner addresses that user space adds and removes.
 
-use core::ops::DerefMut;
+use core::ops::{
+    DerefMut,
+    Range, //
+};
 
 use super::{
     addr::{
@@ -114,14 +117,17 @@ impl<S: DerefMut<Target = [Entry]>> Table<S> {
         entries.get(i).filter(|e| e.holds(at))
     }
 
-    /// Adds a mapping, in the place of the oldest if there is no room.
-    pub fn insert(&mut self, mut entry: Entry) {
+    /// Adds a mapping, in the place of the oldest if there is no room. Returns whether another
+    /// one does not count any more, in part or at all.
+    pub fn insert(&mut self, mut entry: Entry) -> bool {
+        let mut hides = self.touches(entry.first, entry.last);
         if self.len == self.slots.len() {
             let oldest = self.entries().iter().enumerate().min_by_key(|(_, e)| e.age);
             let Some(i) = oldest.map(|(i, _)| i) else {
-                return;
+                return false;
             };
             self.remove_at(i);
+            hides = true;
         }
         self.clock = self.clock.wrapping_add(1);
         entry.age = self.clock;
@@ -133,6 +139,7 @@ impl<S: DerefMut<Target = [Entry]>> Table<S> {
         }
         self.len += 1;
         self.reach_from(i);
+        hides
     }
 
     fn remove_at(&mut self, i: usize) {
@@ -142,21 +149,41 @@ impl<S: DerefMut<Target = [Entry]>> Table<S> {
         self.reach_from(i);
     }
 
-    /// Removes all mappings that touch `first..=last`.
-    pub fn remove(&mut self, first: u64, last: u64) {
-        let mut kept = 0;
-        for i in 0..self.len {
-            if let Some(&entry) = self.slots.get(i) {
-                if entry.last < first || entry.first > last {
-                    if let Some(slot) = self.slots.get_mut(kept) {
-                        *slot = entry;
-                    }
-                    kept += 1;
+    /// The entries among which those are that touch `first..=last`: at least the first does, if
+    /// there is any.
+    fn around(&self, first: u64, last: u64) -> Range<usize> {
+        let entries = self.entries();
+        let from = entries.partition_point(|e| e.reach < first);
+        let to = entries.partition_point(|e| e.first <= last);
+        from..to.max(from)
+    }
+
+    /// Whether a mapping touches `first..=last`.
+    fn touches(&self, first: u64, last: u64) -> bool {
+        !self.around(first, last).is_empty()
+    }
+
+    /// Removes all mappings that touch `first..=last`, which may be empty. Returns whether there
+    /// were any.
+    pub fn remove(&mut self, first: u64, last: u64) -> bool {
+        let around = self.around(first, last);
+        if first > last || around.is_empty() {
+            return false;
+        }
+        let mut kept = around.start;
+        for i in around.clone() {
+            if let Some(&entry) = self.slots.get(i).filter(|e| e.last < first) {
+                if let Some(slot) = self.slots.get_mut(kept) {
+                    *slot = entry;
                 }
+                kept += 1;
             }
         }
-        self.len = kept;
-        self.reach_from(0);
+        // PANIC: `kept <= around.end <= len`.
+        self.slots.copy_within(around.end..self.len, kept);
+        self.len -= around.end - kept;
+        self.reach_from(around.start);
+        true
     }
 
     fn reach_from(&mut self, from: usize) {
@@ -203,6 +230,53 @@ impl Cache {
         self.next = (self.next + 1) % Self::SIZE;
         self.used = (self.used + 1).min(Self::SIZE);
         entry.segment(at, len, access)
+    }
+}
+
+/// The mappings of a queue's ring, kept for as long as the queue works: what was used must be
+/// shown to the driver whatever becomes of the table meanwhile.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Kept {
+    pieces: [Piece; Self::SIZE],
+    used: usize,
+}
+
+/// A piece of a ring in owner memory, and what it is for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Piece {
+    at: u64,
+    seg: Seg,
+    perm: u8,
+}
+
+impl Kept {
+    /// Enough for the largest rings of common drivers in pages of 4 KiB; of a larger ring, the rest
+    /// is looked up like anything else.
+    const SIZE: usize = 16;
+
+    /// Keeps the piece `seg` of owner memory, which was found at `at`.
+    pub fn keep(&mut self, at: u64, seg: Seg, access: Access) {
+        if let Some(slot) = self.pieces.get_mut(self.used) {
+            *slot = Piece {
+                at,
+                seg,
+                perm: permission(access),
+            };
+            self.used += 1;
+        }
+    }
+
+    /// The first contiguous part of `len` bytes at `at`, if it was kept for such an access.
+    #[inline]
+    pub fn segment(&self, at: u64, len: u64, access: Access) -> Option<Seg> {
+        self.pieces.iter().take(self.used).find_map(|piece| {
+            let offset = at.checked_sub(piece.at)?;
+            let left = piece.seg.len.checked_sub(offset).filter(|&left| left > 0)?;
+            (piece.perm == permission(access)).then(|| Seg {
+                at: piece.seg.at.at(offset),
+                len: len.min(left),
+            })
+        })
     }
 }
 
@@ -293,6 +367,25 @@ mod tests {
         );
         assert_eq!(Entry::new(2, u64::MAX, 0, 1), None);
         assert_eq!(Entry::new(0, 0, 0, 1), None);
+    }
+
+    #[test]
+    fn kept_pieces_answer_for_their_access_only() {
+        let mut kept = Kept::default();
+        for i in 0..30 {
+            let seg = Seg {
+                at: Hva(0x9000 + 0x20 * i),
+                len: 0x10,
+            };
+            kept.keep(0x1000 + 0x10 * i, seg, Access::Read);
+        }
+        let seg = kept.segment(0x1014, 0x20, Access::Read);
+        assert_eq!(seg.map(|s| (s.at.0, s.len)), Some((0x9024, 0xc)));
+        assert_eq!(kept.segment(0x1014, 0x20, Access::Write), None);
+        assert_eq!(kept.segment(0xfff, 1, Access::Read), None);
+        // There is room for 16.
+        assert!(kept.segment(0x10ff, 1, Access::Read).is_some());
+        assert_eq!(kept.segment(0x1100, 1, Access::Read), None);
     }
 
     #[test]

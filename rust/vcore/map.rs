@@ -32,7 +32,7 @@ impl Region {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn segment(&self, at: u64, len: u64) -> Option<Seg> {
         if at < self.first || at > self.last {
             return None;
@@ -113,13 +113,16 @@ pub struct Lookup {
 
 impl Lookup {
     /// The first contiguous part of `len` bytes at `at`.
-    #[inline]
+    #[inline(always)]
     pub fn segment(&mut self, table: &[Region], at: Gpa, len: u64) -> Result<Seg> {
-        if self.valid {
-            if let Some(seg) = self.hit.segment(at.0, len) {
-                return Ok(seg);
-            }
+        match self.hit.segment(at.0, len) {
+            Some(seg) if self.valid => Ok(seg),
+            _ => self.find(table, at, len),
         }
+    }
+
+    #[cold]
+    fn find(&mut self, table: &[Region], at: Gpa, len: u64) -> Result<Seg> {
         let after = table.partition_point(|r| r.first <= at.0);
         let region = after
             .checked_sub(1)

@@ -10,7 +10,8 @@ use super::{
     },
     chain::{
         Batch,
-        Chain, //
+        Chain,
+        Scratch, //
     },
     event, feat,
     mem::{
@@ -19,7 +20,6 @@ use super::{
         GuestMem, //
     },
     wire::{
-        Desc,
         UsedElem,
         AVAIL_F_NO_INTERRUPT,
         DESC_BYTES,
@@ -291,26 +291,30 @@ impl Cursor {
         if n == 0 {
             return Err(Error::NoRoom);
         }
-        let mut heads = [0; MAX_TAKE];
-        let heads = heads.get_mut(..n).unwrap_or(&mut []);
-        self.read_heads(ring, mem, heads)?;
+        self.read_heads(ring, mem, n, &mut batch.scratch)?;
+        let Scratch { heads, descs, .. } = &mut batch.scratch;
+        let heads = heads.get(..n).unwrap_or(&[]);
         // All up to the first bad head; that one is an error only if it is the first.
-        let good = heads.iter().position(|&h| h >= ring.num).unwrap_or(n);
+        let mut good = heads.iter().position(|&h| h >= ring.num).unwrap_or(n);
         let mut heads = heads.get(..good).unwrap_or(&[]);
         if heads.is_empty() {
             return Err(Error::BadHead);
         }
-        let mut descs = [Desc::default(); MAX_TAKE];
-        if let Err(e) = mem.read_descs(ring.desc, heads, &mut descs) {
+        if let Err(e) = mem.read_descs(ring.desc, heads, descs) {
             // One bad page must not hold up the chains before it.
             heads = heads.get(..1).unwrap_or(&[]);
             if good == 1 {
                 return Err(e);
             }
-            mem.read_descs(ring.desc, heads, &mut descs)?;
+            good = 1;
+            mem.read_descs(ring.desc, heads, descs)?;
         }
         let mut taken = 0;
-        for (&head, &desc) in heads.iter().zip(&descs) {
+        while taken < good {
+            let Scratch { heads, descs, .. } = &batch.scratch;
+            let (Some(&head), Some(&desc)) = (heads.get(taken), descs.get(taken)) else {
+                break;
+            };
             match batch.add(mem, ring.desc, ring.num, head, desc, want) {
                 Ok(()) => taken += 1,
                 Err(e) if taken == 0 => return Err(e),
@@ -330,9 +334,17 @@ impl Cursor {
         self.held = self.held.saturating_sub(n as u16);
     }
 
-    fn read_heads<M: GuestMem>(&self, ring: &Layout, mem: &mut M, heads: &mut [u16]) -> Result {
-        let mut raw = [[0; 2]; MAX_TAKE];
-        let raw = raw.get_mut(..heads.len()).unwrap_or(&mut []);
+    /// Reads the next `n` heads.
+    #[inline]
+    fn read_heads<M: GuestMem>(
+        &self,
+        ring: &Layout,
+        mem: &mut M,
+        n: usize,
+        scratch: &mut Scratch,
+    ) -> Result {
+        let Scratch { raw, heads, .. } = scratch;
+        let raw = raw.get_mut(..n).unwrap_or(&mut []);
         let mut slot = ring.slot(self.next_avail);
         let mut left = &mut *raw;
         // Whatever the caller has given back, nothing behind the ring is read.
@@ -455,6 +467,7 @@ mod tests {
         },
         wire::{
             used_elem,
+            Desc,
             DESC_F_INDIRECT,
             DESC_F_NEXT,
             DESC_F_WRITE, //

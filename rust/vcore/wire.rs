@@ -19,8 +19,9 @@ pub const AVAIL_F_NO_INTERRUPT: u16 = 1;
 /// `used->flags`: the device wants no kick.
 pub const USED_F_NO_NOTIFY: u16 = 1;
 
-/// A descriptor.
+/// A descriptor. On little-endian machines it is laid out as in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
 pub struct Desc {
     /// Address of the buffer, as the driver sees it.
     pub addr: u64,

@@ -319,14 +319,17 @@ proptest! {
             if kind < 6 {
                 let hva = 1000 * i as u64;
                 let entry = iotlb::Entry::new(first, last - first + 1, hva, perm).unwrap();
-                table.insert(entry);
-                if model.len() == ROOM {
+                let touched = model.iter().any(|e| e.first <= last && first <= e.last);
+                let full = model.len() == ROOM;
+                prop_assert_eq!(table.insert(entry), touched || full);
+                if full {
                     model.remove(0);
                 }
                 model.push(entry);
             } else {
-                table.remove(first, last);
+                let before = model.len();
                 model.retain(|e| e.last < first || e.first > last);
+                prop_assert_eq!(table.remove(first, last), model.len() < before);
             }
             for at in 0..64 {
                 let want = model.iter().filter(|e| e.first <= at && at <= e.last)

@@ -317,7 +317,7 @@ fn under_attack(mut input: Input<'_>) -> Option<()> {
                 assert!(n <= max.min(MAX_TAKE) && held + n <= ring.num().into());
                 assert_eq!(cursor.base(), base.wrapping_add(n as u16));
                 assert_eq!(batch.len(), held + n);
-                assert_eq!(batch.segments_of_first(0), &[]);
+                assert_eq!(batch.segments_of(0, 0), &[]);
                 for i in held..held + n {
                     check(&mem, batch.get(i)?, batch.segments(i), ring.num());
                 }

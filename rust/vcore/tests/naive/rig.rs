@@ -375,10 +375,10 @@ impl Rig {
             };
             assert_eq!(&is, want);
             all.extend(&want.segs);
-            assert_eq!(batch.segments_of_first(i + 1), all.as_slice());
+            assert_eq!(batch.segments_of(0, i + 1), all.as_slice());
         }
         assert!(batch.get(self.held.len()).is_none());
         assert!(batch.segments(self.held.len()).is_empty());
-        assert!(batch.segments_of_first(0).is_empty());
+        assert!(batch.segments_of(0, 0).is_empty());
     }
 }
