@@ -195,6 +195,7 @@ mod tests {
         kill(controller)?;
         assert_eq!(outcome.leaves(0), 1);
         assert_eq!(dropped.get(), 0);
+        assert!(!handoff.wanted());
         // The thread goes on with it as if nothing had been, and gives it to who comes next.
         hangs.set(0);
         nap(3);

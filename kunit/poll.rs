@@ -92,6 +92,35 @@ mod tests {
     }
 
     #[test]
+    fn hook_for_once_rings_once_each_time_it_is_hooked() -> Result {
+        let Some(fd) = Fd::event() else {
+            return Ok(());
+        };
+        let (event, bell) = (EventFd::get(fd.number())?, bell()?);
+        let mut hook = PollHook::once(fd.file()?, ready::IN, bell.clone(), EVENT)?;
+        for _ in 0..3 {
+            assert!(!hook.as_mut().hook_and_look());
+            event.signal();
+            assert_eq!(bell.answer(!0), EVENT);
+            event.signal();
+            assert_eq!(bell.rung(), 0);
+            assert_eq!(fd.events()?, 2);
+            hook.as_mut().unhook();
+        }
+        // Unhooked before it has heard anything, and dropped after it has.
+        assert!(!hook.as_mut().hook_and_look());
+        hook.as_mut().unhook();
+        event.signal();
+        assert_eq!(bell.rung(), 0);
+        assert!(hook.as_mut().hook_and_look());
+        event.signal();
+        drop(hook);
+        event.signal();
+        assert_eq!(bell.answer(!0), EVENT);
+        Ok(())
+    }
+
+    #[test]
     fn broken_file_is_heard_of_and_seen() -> Result {
         let Some(fd) = Fd::event() else {
             return Ok(());

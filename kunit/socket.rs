@@ -235,7 +235,8 @@ mod tests {
         assert_eq!(socket.send(&mut user, &segs, 0, 70, false), Ok(()));
         let mut packets = Packets::new()?;
         assert_eq!(queue.receive(&mut packets), 1);
-        let view = packets.first(false).ok_or(ENOENT)?;
+        packets.describe(false);
+        let view = packets.get(0).ok_or(ENOENT)?;
         assert!(view.bytes() == Some(&FRAME));
         Ok(())
     }

@@ -9,6 +9,7 @@ mod tests {
         kext::{
             errno,
             tun::{
+                PacketView,
                 Packets,
                 TapQueue,
                 RING_BATCH, //
@@ -37,8 +38,14 @@ mod tests {
         &BYTES[i % 3][..60 + i % 500]
     }
 
-    fn is_frame(packets: &Packets, i: usize) -> bool {
-        packets.first(false).is_some_and(|view| {
+    /// Looks at the first packet.
+    fn look(packets: &mut Packets, tunnel: bool) -> Option<PacketView<'_>> {
+        packets.describe(tunnel);
+        packets.get(0)
+    }
+
+    fn is_frame(packets: &mut Packets, i: usize) -> bool {
+        look(packets, false).is_some_and(|view| {
             view.len() == 60 + i % 500 && view.bytes().is_some_and(|b| b[0] == (i % 3) as u8)
         })
     }
@@ -89,20 +96,20 @@ mod tests {
         let mut packets = Packets::new()?;
         assert_eq!(queue.receive(&mut packets), 5);
         assert!(queue.is_empty());
-        assert!(is_frame(&packets, 0));
-        packets.pop();
-        packets.pop();
+        assert!(is_frame(&mut packets, 0));
+        packets.consume(1);
+        packets.consume(1);
         tap.push(frame(5))?;
         queue.put_back(&mut packets);
-        assert!(packets.is_empty() && packets.first(false).is_none());
+        assert!(packets.is_empty() && look(&mut packets, false).is_none());
         assert_eq!(queue.receive(&mut packets), 4);
         for i in 2..6 {
-            assert!(is_frame(&packets, i));
-            packets.pop();
+            assert!(is_frame(&mut packets, i));
+            packets.consume(1);
         }
         assert!(packets.is_empty());
         // There is nothing to pop, and nothing to put back.
-        packets.pop();
+        packets.consume(1);
         queue.put_back(&mut packets);
         assert!(queue.is_empty());
         Ok(())
@@ -121,11 +128,11 @@ mod tests {
         assert_eq!(queue.receive(&mut packets), 0);
         assert_eq!(packets.len(), RING_BATCH);
         for i in 0..RING_BATCH {
-            assert!(is_frame(&packets, i));
-            packets.pop();
+            assert!(is_frame(&mut packets, i));
+            packets.consume(1);
         }
         assert_eq!(queue.receive(&mut packets), 3);
-        assert!(is_frame(&packets, RING_BATCH));
+        assert!(is_frame(&mut packets, RING_BATCH));
         // What is left is freed with its holder.
         Ok(())
     }
@@ -144,7 +151,7 @@ mod tests {
             for i in 0..RING_BATCH {
                 tap.push(frame(i))?;
             }
-            packets.pop();
+            packets.consume(1);
             queue.put_back(&mut packets);
             let mut left = 0;
             loop {
@@ -152,7 +159,7 @@ mod tests {
                     break;
                 }
                 while !packets.is_empty() {
-                    packets.pop();
+                    packets.consume(1);
                     left += 1;
                 }
             }
@@ -182,13 +189,13 @@ mod tests {
         let tap = Tap::new()?;
         let queue = TapQueue::of(tap.file()?)?;
         tap.push(&PATTERN)?;
-        let packets = receive(&queue)?;
-        let view = packets.first(false).ok_or(EINVAL)?;
+        let mut packets = receive(&queue)?;
+        let view = look(&mut packets, false).ok_or(EINVAL)?;
         assert_eq!(view.len(), 64);
         assert!(view.bytes() == Some(&PATTERN));
         let header = view.header().ok_or(EINVAL)?;
         assert_eq!(header[..10], [0; 10]);
-        let view = packets.first(true).ok_or(EINVAL)?;
+        let view = look(&mut packets, true).ok_or(EINVAL)?;
         let header = view.header().ok_or(EINVAL)?;
         assert_eq!(header[..10], [0; 10]);
         assert_eq!(header[12..], [0; 12]);
@@ -212,8 +219,8 @@ mod tests {
                 ..How::default()
             },
         )?;
-        let packets = receive(&queue)?;
-        let view = packets.first(false).ok_or(EINVAL)?;
+        let mut packets = receive(&queue)?;
+        let view = look(&mut packets, false).ok_or(EINVAL)?;
         let header = view.header().ok_or(EINVAL)?;
         // NEEDS_CSUM, TCPV4, hdr_len, gso_size, csum_start, csum_offset.
         assert_eq!(header[..10], [1, 1, 54, 0, 0xe8, 3, 34, 0, 16, 0]);
@@ -233,8 +240,8 @@ mod tests {
                 ..How::default()
             },
         )?;
-        let packets = receive(&queue)?;
-        let view = packets.first(false).ok_or(EINVAL)?;
+        let mut packets = receive(&queue)?;
+        let view = look(&mut packets, false).ok_or(EINVAL)?;
         assert!(view.header().is_none());
         assert_eq!(view.len(), 64);
         Ok(())
@@ -254,8 +261,8 @@ mod tests {
         let tap = Tap::new()?;
         let queue = TapQueue::of(tap.file()?)?;
         tap.push(&PATTERN)?;
-        let packets = receive(&queue)?;
-        let view = packets.first(false).ok_or(EINVAL)?;
+        let mut packets = receive(&queue)?;
+        let view = look(&mut packets, false).ok_or(EINVAL)?;
         let segs = [
             Seg { at, len: 20 },
             Seg {
@@ -291,8 +298,8 @@ mod tests {
                 ..How::default()
             },
         )?;
-        let packets = receive(&queue)?;
-        let view = packets.first(false).ok_or(EINVAL)?;
+        let mut packets = receive(&queue)?;
+        let view = look(&mut packets, false).ok_or(EINVAL)?;
         assert_eq!(view.len(), 64);
         assert!(view.bytes().is_none());
         assert_eq!(view.copy_to(&mut user, &[Seg { at, len: 64 }], 0), Ok(()));
@@ -317,8 +324,8 @@ mod tests {
                 ..How::default()
             },
         )?;
-        let packets = receive(&queue)?;
-        let view = packets.first(false).ok_or(EINVAL)?;
+        let mut packets = receive(&queue)?;
+        let view = look(&mut packets, false).ok_or(EINVAL)?;
         assert_eq!(view.len(), 68);
         assert!(view.bytes().is_none());
         // What the header points at has moved as well.
@@ -349,12 +356,12 @@ mod tests {
         )?;
         let mut packets = Packets::new()?;
         assert_eq!(queue.receive(&mut packets), 2);
-        packets.pop();
+        packets.consume(1);
         // It can go back, too.
         queue.put_back(&mut packets);
         assert_eq!(queue.receive(&mut packets), 1);
         for tunnel in [false, true] {
-            let view = packets.first(tunnel).ok_or(EINVAL)?;
+            let view = look(&mut packets, tunnel).ok_or(EINVAL)?;
             assert_eq!(view.len(), 64);
             assert!(view.bytes() == Some(&PATTERN));
             assert!(view.header() == Some(&[0; 24]));
@@ -383,8 +390,8 @@ mod tests {
                     ..How::default()
                 },
             )?;
-            let packets = receive(&queue)?;
-            let view = packets.first(false).ok_or(EINVAL)?;
+            let mut packets = receive(&queue)?;
+            let view = look(&mut packets, false).ok_or(EINVAL)?;
             let len = view.len() as u64;
             for (at, len) in [
                 (Hva(0), 200),
@@ -414,7 +421,7 @@ mod tests {
         drop(queue);
         settle();
         // A packet outlives even the device.
-        assert!(is_frame(&packets, 0));
+        assert!(is_frame(&mut packets, 0));
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ mod tests {
     use crate::{
         kext::usermem::{
             in_user_range,
+            Puts,
             UserMem, //
         },
         support::{
@@ -21,6 +22,7 @@ mod tests {
                 Hva,
                 Seg, //
             },
+            wire::Desc,
             Error, //
         },
     };
@@ -47,7 +49,7 @@ mod tests {
             && user.load_u16(at) == Err(Error::Fault)
             && user.store_u16(at, 0) == fault
             && user.set_bits(Hva(at.0 & !3), 1) == fault
-            && user.read_descs(at, &[0], &mut [[0; 16]]) == fault
+            && user.read_descs(at, &[0], &mut [Desc::default()]) == fault
     }
 
     #[test]
@@ -83,7 +85,7 @@ mod tests {
         assert_eq!(user.load_u16(at.at(PAGE - 1)), Err(Error::Fault));
         assert_eq!(user.store_u16(at.at(PAGE - 1), 0), Err(Error::Fault));
         assert_eq!(user.read(edge, &mut [0; 8]), Ok(()));
-        let mut out = [[0; 16]; 3];
+        let mut out = [Desc::default(); 3];
         let last = (PAGE / 16) as u16 - 1;
         assert_eq!(user.read_descs(at, &[0, last], &mut out), Ok(()));
         let beyond = user.read_descs(at, &[0, last, last + 1], &mut out);
@@ -138,12 +140,18 @@ mod tests {
         for i in 0..4u8 {
             assert_eq!(user.write(at.at(16 * u64::from(i)), &[i; 16]), Ok(()));
         }
-        let mut out = [[9; 16]; 4];
+        let mut out = [Desc::from_bytes(&[9; 16]); 4];
         assert_eq!(user.read_descs(at, &[3, 0, 2], &mut out), Ok(()));
-        assert_eq!(out, [[3; 16], [0; 16], [2; 16], [9; 16]]);
+        assert_eq!(
+            out.map(Desc::to_bytes),
+            [[3; 16], [0; 16], [2; 16], [9; 16]]
+        );
         // As far as both go.
         assert_eq!(user.read_descs(at, &[1, 1, 1], &mut out[..1]), Ok(()));
-        assert_eq!(out, [[1; 16], [0; 16], [2; 16], [9; 16]]);
+        assert_eq!(
+            out.map(Desc::to_bytes),
+            [[1; 16], [0; 16], [2; 16], [9; 16]]
+        );
         assert_eq!(user.read_descs(at, &[], &mut out), Ok(()));
         Ok(())
     }
@@ -154,9 +162,69 @@ mod tests {
         let mut user = mm.as_current().ok_or(EINVAL)?;
         let odd = at.at(PAGE - 23);
         assert_eq!(user.write(odd.at(16), &[7; 16]), Ok(()));
-        let mut out = [[0; 16]; 1];
+        let mut out = [Desc::default()];
         assert_eq!(user.read_descs(odd, &[1], &mut out), Ok(()));
-        assert_eq!(out, [[7; 16]]);
+        assert_eq!(out.map(Desc::to_bytes), [[7; 16]]);
+        Ok(())
+    }
+
+    #[test]
+    fn pieces_are_put_in_order_whatever_their_length() -> Result {
+        let (mm, at) = map(2)?;
+        let mut user = mm.as_current().ok_or(EINVAL)?;
+        static BYTES: [u8; 600] = {
+            let mut bytes = [0; 600];
+            let mut i = 0;
+            while i < bytes.len() {
+                bytes[i] = i as u8;
+                i += 1;
+            }
+            bytes
+        };
+        // Every length up to beyond what goes word by word, at odd addresses.
+        for len in 0..600 {
+            assert_eq!(user.write(at, &[0xee; 700]), Ok(()));
+            let mut puts = Puts::<3>::new();
+            let bytes = BYTES.get(..len).ok_or(EINVAL)?;
+            assert!(puts.push(at.at(1), bytes));
+            assert!(puts.push(at.at(1 + len as u64), &[1, 2, 3]));
+            assert!(puts.push(at.at(2), &[]));
+            assert!(!puts.push(at.at(3), &[9]));
+            assert_eq!((puts.len(), user.put_all(&puts)), (3, 3));
+            let mut out = [0; 700];
+            assert_eq!(user.read(at, &mut out), Ok(()));
+            let (before, rest) = out.split_at(1);
+            let (written, rest) = rest.split_at(len);
+            assert!(before == [0xee] && written == bytes);
+            assert_eq!(rest.first_chunk(), Some(&[1, 2, 3, 0xee]));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn putting_ends_at_the_first_piece_that_faults() -> Result {
+        let (mm, at) = map(2)?;
+        let mut user = mm.as_current().ok_or(EINVAL)?;
+        unmap(at.at(PAGE))?;
+        let long = [7; 300];
+        let kernel = Hva(long.as_ptr() as u64);
+        for bad in [at.at(PAGE - 1), at.at(PAGE), kernel, Hva(u64::MAX)] {
+            for (piece, good) in [(&long[..2], 3), (&long[..300], 2), (&long[..256], 0)] {
+                let mut puts = Puts::<5>::new();
+                for _ in 0..good {
+                    assert!(puts.push(at, &long));
+                }
+                assert!(puts.push(bad, piece));
+                assert!(puts.push(at.at(1000), &[1]));
+                assert_eq!(user.put_all(&puts), good);
+                // What follows was not written.
+                let mut out = [0; 1];
+                assert_eq!(user.read(at.at(1000), &mut out), Ok(()));
+                assert_eq!(out, [0]);
+                puts.truncate(good);
+                assert_eq!(user.put_all(&puts), good);
+            }
+        }
         Ok(())
     }
 

@@ -75,7 +75,7 @@ impl Backend {
     /// `EINVAL` if the endpoint has no device.
     pub(crate) fn new(endpoint: Endpoint, mask: u32, bell: Arc<Bell>, event: u32) -> Result<Self> {
         let file = endpoint.socket().file().clone();
-        let mut hook = PollHook::new(file, mask, bell, event)?;
+        let mut hook = PollHook::once(file, mask, bell, event)?;
         let state = hook.as_mut().hook();
         hook.as_mut().unhook();
         if state & ready::ERR != 0 {

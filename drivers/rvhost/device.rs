@@ -28,6 +28,7 @@ use crate::{
             KillableMutex, //
         },
         mm::OwnerMm,
+        param,
         trace,
         usermem::in_user_range, //
     },
@@ -49,7 +50,10 @@ use crate::{
         Running,
         Virtqueue, //
     },
-    worker::Worker,
+    worker::{
+        Kind,
+        Worker, //
+    },
 };
 
 /// The features on offer.
@@ -90,6 +94,8 @@ struct Control {
     acked: Features,
     /// The memory table. Outlives an owner as an empty one, as that of C vhost-net does.
     table: Option<Arc<MemTable>>,
+    /// Whether the threads are to be the owner's.
+    fork_from_owner: bool,
 }
 
 /// The process that owns the device, and what it was given for that.
@@ -130,6 +136,7 @@ impl Device {
                 control <- new_killable!(Control {
                     acked: Features::default(),
                     table: None,
+                    fork_from_owner: param::fork_from_owner_default(),
                 }, c"rvhost device"),
                 owner <- new_spinlock!(None),
                 iotlb,
@@ -182,11 +189,28 @@ impl Device {
         drop((rx, tx));
         control.acked = Features::default();
         control.table = Some(empty);
+        control.fork_from_owner = param::fork_from_owner_default();
         self.backend_features.store(0, Relaxed);
         self.iotlb.switch_off();
         let gone = self.owner.lock().take();
         drop(gone);
         Ok(())
+    }
+
+    /// `VHOST_SET_FORK_FROM_OWNER`: whether the threads of the next owner are to be its own.
+    /// `choice` is asked for only if there is no owner yet.
+    pub(crate) fn set_fork_from_owner(&self, choice: impl FnOnce() -> Result<bool>) -> Result {
+        let mut control = self.control.lock()?;
+        if self.any_owner().is_some() {
+            return Err(EBUSY);
+        }
+        control.fork_from_owner = choice()?;
+        Ok(())
+    }
+
+    /// `VHOST_GET_FORK_FROM_OWNER`.
+    pub(crate) fn fork_from_owner(&self) -> Result<bool> {
+        Ok(self.control.lock()?.fork_from_owner)
     }
 
     /// `VHOST_SET_FEATURES`, after the check of what is offered.
@@ -210,7 +234,7 @@ impl Device {
                 if was_virtual != is_virtual {
                     vq.forget_addresses();
                 }
-                vq.ring.memory.set_iotlb(iotlb.clone());
+                vq.set_iotlb(iotlb.clone());
                 vq.set_features(acked);
             })?;
         }
@@ -295,38 +319,37 @@ impl Device {
             return Err(EFAULT);
         }
         let _control = self.control.lock()?;
-        self.iotlb.update(entry)?;
-        self.forget_mappings()
+        self.iotlb.update(entry)
     }
 
     /// Removes what touches `size` bytes at `iova` from the IOTLB. No queue uses it any more when
     /// this returns.
     pub(crate) fn remove_mappings(&self, iova: u64, size: u64) -> Result {
         let _control = self.control.lock()?;
-        // An empty range touches nothing; one that wraps ends at the top.
-        match size.checked_sub(1) {
-            Some(more) => self.iotlb.invalidate(iova, iova.saturating_add(more))?,
-            None => return self.iotlb.invalidate(1, 0),
-        }
-        self.forget_mappings()
-    }
-
-    fn forget_mappings(&self) -> Result {
-        match self.any_owner() {
-            Some(owner) => owner.for_each(Virtqueue::mappings_changed),
-            None => Ok(()),
-        }
+        let (first, last) = match (iova, size) {
+            // QEMU says so of the whole address space, whose size 64 bits do not hold.
+            (0, 0) => (0, u64::MAX),
+            // An empty range touches nothing.
+            (_, 0) => (1, 0),
+            // One that wraps ends at the top.
+            (_, _) => (iova, iova.saturating_add(size - 1)),
+        };
+        self.iotlb.invalidate(first, last)
     }
 
     fn new_queue(&self, direction: Direction, mm: &OwnerMm, control: &Control) -> Result<Queue> {
-        let worker = Worker::spawn(direction, mm)?;
+        let kind = if control.fork_from_owner {
+            Kind::Process
+        } else {
+            Kind::Kernel
+        };
+        let worker = Worker::spawn(kind, direction, mm)?;
         let bell = worker.handoff().bell().clone();
         let mut vq = Virtqueue::new(self.id, direction, bell)?;
         vq.set_features(control.acked);
-        let memory = &mut vq.ring.memory;
-        memory.set_table(control.table.clone());
+        vq.ring.memory.set_table(control.table.clone());
         if control.acked.any(feat::F_ACCESS_PLATFORM) {
-            memory.set_iotlb(Some(self.iotlb.clone()));
+            vq.set_iotlb(Some(self.iotlb.clone()));
         }
         Ok(Queue {
             place: Place::Stopped(vq),
@@ -448,7 +471,8 @@ impl Queue {
     }
 
     fn set_backend(&mut self, mm: &OwnerMm, endpoint: Option<Endpoint>) -> Result {
-        let running = match &self.place {
+        let mut user = mm.as_current().ok_or(EPERM)?;
+        let mut running = match &self.place {
             Place::Running => Some(self.worker.handoff().take()?),
             Place::Stopped(_) => None,
             Place::Gone => return Err(EPERM),
@@ -460,6 +484,12 @@ impl Queue {
                 }
                 return Ok(());
             }
+        }
+        if let Some(Err(e)) = running.as_mut().map(|running| running.drain(&mut user)) {
+            if let Some(running) = running {
+                self.resume(running);
+            }
+            return Err(e);
         }
         let (mut vq, old) = match running {
             Some(running) => {
@@ -476,11 +506,7 @@ impl Queue {
             self.place = Place::Stopped(vq);
             return Ok(());
         };
-        let prepared = match mm.as_current() {
-            Some(mut user) => vq.prepare(&mut user, endpoint),
-            None => Err(EPERM),
-        };
-        match (prepared, old) {
+        match (vq.prepare(&mut user, endpoint), old) {
             (Ok(new), _) => {
                 self.resume(vq.run_on(new));
                 Ok(())

@@ -23,7 +23,10 @@ use crate::{
             RingAddr,
             Seg, //
         },
-        iotlb::Cache,
+        iotlb::{
+            Cache,
+            Kept, //
+        },
         map::{
             Lookup,
             Region, //
@@ -41,9 +44,6 @@ use crate::{
     },
 };
 
-/// Descriptors gathered in one window of user access.
-const GATHER: usize = 16;
-
 /// What one queue knows of the guest's memory: immutable snapshots, and what it remembers of them.
 #[derive(Default)]
 pub(crate) struct Memory {
@@ -51,6 +51,10 @@ pub(crate) struct Memory {
     iotlb: Option<Arc<Iotlb>>,
     lookup: Lookup,
     cache: Cache,
+    /// Where the ring is, if addresses are I/O virtual ones.
+    kept: Kept,
+    /// The generation of the IOTLB that the cache is of.
+    generation: u32,
     pub(crate) log: Log,
 }
 
@@ -67,9 +71,51 @@ impl Memory {
         self.forget();
     }
 
-    /// Forgets what it remembers of the IOTLB, which has changed.
+    /// Forgets what it remembers of the IOTLB.
     pub(crate) fn forget(&mut self) {
         self.cache = Cache::default();
+        self.kept = Kept::default();
+    }
+
+    /// Forgets what it remembers of the IOTLB if that has changed. For a queue whose thread does
+    /// not run.
+    pub(crate) fn refresh(&mut self) {
+        if let Some(iotlb) = &self.iotlb {
+            self.generation = iotlb.generation();
+            self.forget();
+        }
+    }
+
+    /// Says that queue `index` uses the memory from here on. If mappings were removed meanwhile, the
+    /// cache is empty: returns `true`, and the caller has to forget what else was translated before,
+    /// and [accept](Self::accept).
+    #[inline]
+    pub(crate) fn enter(&mut self, index: u32) -> bool {
+        let Some(iotlb) = &self.iotlb else {
+            return false;
+        };
+        let generation = iotlb.enter(index);
+        let changed = generation != self.generation;
+        if changed {
+            self.generation = generation;
+            self.forget();
+        }
+        changed
+    }
+
+    /// Says that queue `index` has forgotten what was translated before.
+    pub(crate) fn accept(&self, index: u32) {
+        if let Some(iotlb) = &self.iotlb {
+            iotlb.accept(index, self.generation);
+        }
+    }
+
+    /// Says that queue `index` does not use the memory until it enters again.
+    #[inline]
+    pub(crate) fn leave(&self, index: u32) {
+        if let Some(iotlb) = &self.iotlb {
+            iotlb.leave(index, self.generation);
+        }
     }
 
     /// The memory table.
@@ -82,15 +128,13 @@ impl Memory {
         self.iotlb.is_some()
     }
 
-    /// Logs that a packet of `len` bytes was written to `segs`, if that is to be logged.
-    #[inline]
+    /// Logs that a packet of `len` bytes was written to `segs`. To be called if `log.buffers`.
+    #[cold]
     pub(crate) fn log_packet(&self, user: &mut UserMem<'_>, segs: &[Seg], len: usize) -> Result {
-        if self.log.buffers {
-            if let Some(table) = &self.table {
-                return self.log.mark_buffers(user, table, segs, len);
-            }
+        match &self.table {
+            Some(table) => self.log.mark_buffers(user, table, segs, len),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -106,6 +150,7 @@ pub(crate) struct Guest<'a, 'u> {
     iotlb: Option<&'a Iotlb>,
     lookup: &'a mut Lookup,
     cache: &'a mut Cache,
+    kept: &'a mut Kept,
     log: &'a Log,
 }
 
@@ -127,6 +172,7 @@ impl<'a, 'u> Guest<'a, 'u> {
             iotlb: memory.iotlb.as_deref(),
             lookup: &mut memory.lookup,
             cache: &mut memory.cache,
+            kept: &mut memory.kept,
             log: &memory.log,
         }
     }
@@ -137,20 +183,27 @@ impl<'a, 'u> Guest<'a, 'u> {
         match self.iotlb {
             None => Ok((Hva(at.0), len)),
             Some(iotlb) => {
-                let seg = iotlb.segment(self.index, self.cache, at.0, len as u64, access)?;
+                let seg = match self.kept.segment(at.0, len as u64, access) {
+                    Some(seg) => seg,
+                    None => iotlb.segment(self.index, self.cache, at.0, len as u64, access)?,
+                };
                 // CAST: a segment is never longer than what was asked for.
                 Ok((seg.at, seg.len as usize))
             }
         }
     }
 
-    /// Whether all of an area can be accessed; asks user space for what is missing.
+    /// Whether all of an area of the ring can be accessed, which then stays so for as long as the
+    /// queue works; asks user space for what is missing.
     pub(crate) fn covers(&mut self, at: RingAddr, len: u64, access: Access) -> Result {
         let mut done = 0;
         while done < len {
+            let from = at.at(done);
             // CAST: a ring area has less than a MiB.
-            let (_, n) = self.place(at.at(done), (len - done) as usize, access)?;
-            done += n.max(1) as u64;
+            let (at, n) = self.place(from, (len - done) as usize, access)?;
+            let len = n as u64;
+            self.kept.keep(from.0, Seg { at, len }, access);
+            done += len.max(1);
         }
         Ok(())
     }
@@ -227,7 +280,7 @@ impl GuestMem for Guest<'_, '_> {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn segment(&mut self, at: Gpa, len: u64, access: Access) -> Result<Seg> {
         match self.iotlb {
             None => self.lookup.segment(self.regions, at, len),
@@ -249,21 +302,15 @@ impl GuestMem for Guest<'_, '_> {
         }
     }
 
+    #[inline]
     fn read_descs(&mut self, table: RingAddr, index: &[u16], out: &mut [Desc]) -> Result {
-        let mut raw = [[0; DESC_BYTES]; GATHER];
-        if self.iotlb.is_some() {
-            let [one, ..] = &mut raw;
-            for (&i, desc) in index.iter().zip(out) {
-                self.read(table.at(u64::from(i) * DESC_BYTES as u64), one)?;
-                *desc = Desc::from_bytes(one);
-            }
-            return Ok(());
+        if self.iotlb.is_none() {
+            return self.user.read_descs(Hva(table.0), index, out);
         }
-        for (index, out) in index.chunks(GATHER).zip(out.chunks_mut(GATHER)) {
-            self.user.read_descs(Hva(table.0), index, &mut raw)?;
-            for (desc, bytes) in out.iter_mut().zip(&raw) {
-                *desc = Desc::from_bytes(bytes);
-            }
+        let mut raw = [0; DESC_BYTES];
+        for (&i, desc) in index.iter().zip(out) {
+            self.read(table.at(u64::from(i) * DESC_BYTES as u64), &mut raw)?;
+            *desc = Desc::from_bytes(&raw);
         }
         Ok(())
     }

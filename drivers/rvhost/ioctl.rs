@@ -25,6 +25,7 @@ use crate::{
         errno,
         eventfd::EventFd,
         file::FileRef,
+        param,
         sched, //
     },
     memtable::MemTable,
@@ -60,9 +61,9 @@ const GET_BACKEND_FEATURES: u32 = 0x8008af26;
 const NET_SET_BACKEND: u32 = 0x4008af30;
 const GET_FEATURES_ARRAY: u32 = 0x8008af83;
 const SET_FEATURES_ARRAY: u32 = 0x4008af83;
+const SET_FORK_FROM_OWNER: u32 = 0x4001af84;
+const GET_FORK_FROM_OWNER: u32 = 0x8001af85;
 
-/// Regions a memory table may have.
-const MAX_REGIONS: u32 = 64;
 /// The one flag of `VHOST_SET_VRING_ADDR`.
 const VRING_F_LOG: u32 = 1;
 
@@ -84,6 +85,12 @@ pub(crate) fn dispatch(device: &Device, cmd: u32, arg: usize) -> Result<isize> {
         }
         SET_OWNER => device.set_owner().map_err(no_worker)?,
         RESET_OWNER => device.reset_owner()?,
+        SET_FORK_FROM_OWNER => device.set_fork_from_owner(|| match arg.get(0)? {
+            0u8 => Ok(false),
+            1 => Ok(true),
+            _ => Err(EINVAL),
+        })?,
+        GET_FORK_FROM_OWNER => arg.put(0, &u8::from(device.fork_from_owner()?))?,
         NET_SET_BACKEND => {
             let [index, fd] = arg.get::<[u32; 2]>(0)?;
             // CAST: a descriptor is signed, whatever structure it comes in.
@@ -103,9 +110,10 @@ pub(crate) fn dispatch(device: &Device, cmd: u32, arg: usize) -> Result<isize> {
     Ok(0)
 }
 
-/// User space knows one errno for a worker that cannot be had.
+/// User space knows one errno for a worker that cannot be had. A signal is no reason to fail: the
+/// call is made again when it was delivered.
 fn no_worker(e: Error) -> Error {
-    if e == EBUSY || e == EINTR {
+    if e == EBUSY || e == EINTR || e == ERESTARTNOINTR {
         e
     } else {
         ENOMEM
@@ -169,7 +177,7 @@ fn set_mem_table(device: &Device, owner: &Owner, arg: Arg) -> Result {
     if padding != 0 {
         return Err(errno::eopnotsupp());
     }
-    if count > MAX_REGIONS {
+    if count > param::max_mem_regions().into() {
         return Err(E2BIG);
     }
     let mut regions = KVec::with_capacity(count as usize, GFP_KERNEL)?;

@@ -8,6 +8,13 @@ use kernel::{
     new_poll_condvar, new_spinlock,
     prelude::*,
     sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        },
+        barrier::smp_mb,
         poll::{
             PollCondVar,
             PollTable, //
@@ -18,7 +25,13 @@ use kernel::{
 };
 
 use crate::{
-    kext::chrdev::OpenedFile,
+    kext::{
+        chrdev::OpenedFile,
+        wait::{
+            Bell,
+            WaitQueue, //
+        }, //
+    },
     vcore::{
         self,
         addr::Seg,
@@ -58,7 +71,18 @@ struct State {
     table: Option<Table<KVVec<Entry>>>,
     /// One per queue.
     asked: [Asked; 2],
+    bells: [Option<Arc<Bell>>; 2],
 }
+
+/// Whether a queue uses mappings just now.
+struct Presence {
+    inside: Atomic<bool>,
+    /// The generation of which it uses none that was removed.
+    seen: Atomic<u32>,
+}
+
+/// A mapping has changed: the queue's thread has to look, or goes on.
+pub(crate) const MAPPINGS: u32 = crate::kext::handoff::events::FIRST_OWN << 2;
 
 /// The IOTLB of one device. Without effect until it is switched on.
 #[pin_data]
@@ -67,6 +91,12 @@ pub(crate) struct Iotlb {
     state: SpinLock<State>,
     #[pin]
     readable: PollCondVar,
+    /// Counts removals.
+    generation: Atomic<u32>,
+    queues: [Presence; 2],
+    /// A queue has seen a removal, or does not use mappings any more.
+    #[pin]
+    seen: WaitQueue,
 }
 
 impl Iotlb {
@@ -76,8 +106,15 @@ impl Iotlb {
                 state <- new_spinlock!(State {
                     table: None,
                     asked: [Asked::Nothing; 2],
+                    bells: [const { None }; 2],
                 }),
                 readable <- new_poll_condvar!(),
+                generation: Atomic::new(0),
+                queues: [(); 2].map(|()| Presence {
+                    inside: Atomic::new(false),
+                    seen: Atomic::new(0),
+                }),
+                seen <- WaitQueue::new(),
             }),
             GFP_KERNEL,
         )
@@ -144,28 +181,119 @@ impl Iotlb {
         Err(CoreError::Miss)
     }
 
-    /// Adds a mapping; `EFAULT` if it is switched off.
+    /// Whose thread is to be told when queue `index` can go on.
+    pub(crate) fn belongs_to(&self, index: u32, bell: &Arc<Bell>) {
+        // CAST: u32 to usize widens.
+        if let Some(slot) = self.state.lock().bells.get_mut(index as usize) {
+            *slot = Some(bell.clone());
+        }
+    }
+
+    /// Adds a mapping, and lets the queues that waited for it go on; `EFAULT` if it is switched
+    /// off.
     pub(crate) fn update(&self, entry: Entry) -> Result {
-        let mut state = self.state.lock();
-        state.table.as_mut().ok_or(EFAULT)?.insert(entry);
-        for asked in &mut state.asked {
-            match asked {
-                Asked::Unread(miss) | Asked::Read(miss)
-                    if (entry.first..=entry.last).contains(&miss.iova) =>
-                {
-                    *asked = Asked::Nothing;
+        let hides = {
+            let mut guard = self.state.lock();
+            let state = &mut *guard;
+            let hides = state.table.as_mut().ok_or(EFAULT)?.insert(entry);
+            for (asked, bell) in state.asked.iter_mut().zip(&state.bells) {
+                match asked {
+                    Asked::Unread(miss) | Asked::Read(miss)
+                        if (entry.first..=entry.last).contains(&miss.iova) =>
+                    {
+                        *asked = Asked::Nothing;
+                        if let Some(bell) = bell {
+                            bell.ring(MAPPINGS);
+                        }
+                    }
+                    _ => {}
                 }
-                _ => {}
             }
+            hides
+        };
+        if hides {
+            self.retire()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Removes the mappings that touch a range; no queue uses them any more when this returns.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` if it is switched off, `EINTR` if the caller is killed while it waits.
+    pub(crate) fn invalidate(&self, first: u64, last: u64) -> Result {
+        let removed = {
+            let mut state = self.state.lock();
+            state.table.as_mut().ok_or(EFAULT)?.remove(first, last)
+        };
+        if removed {
+            self.retire()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Waits until no queue uses a mapping that is not in the table any more.
+    fn retire(&self) -> Result {
+        let generation = self.generation.fetch_add(1, Relaxed).wrapping_add(1);
+        // Either the queue sees the new generation when it enters, or it is seen inside here.
+        smp_mb();
+        for (i, queue) in self.queues.iter().enumerate() {
+            if !queue.inside.load(Acquire) {
+                continue;
+            }
+            let bell = self.state.lock().bells.get(i).cloned().flatten();
+            if let Some(bell) = bell {
+                bell.ring(MAPPINGS);
+            }
+            self.seen.wait_killable(|| {
+                let done = !queue.inside.load(Acquire) || queue.seen.load(Acquire) == generation;
+                done.then_some(())
+            })?;
         }
         Ok(())
     }
 
-    /// Removes the mappings that touch a range; `EFAULT` if it is switched off.
-    pub(crate) fn invalidate(&self, first: u64, last: u64) -> Result {
-        let mut state = self.state.lock();
-        state.table.as_mut().ok_or(EFAULT)?.remove(first, last);
-        Ok(())
+    /// Says that queue `index` uses mappings from here on. Returns the generation: if it has
+    /// changed, nothing that was translated before may be used, and that must be
+    /// [accepted](Self::accept).
+    pub(crate) fn enter(&self, index: u32) -> u32 {
+        // CAST: u32 to usize widens.
+        if let Some(queue) = self.queues.get(index as usize) {
+            queue.inside.store(true, Relaxed);
+        }
+        // See `retire`.
+        smp_mb();
+        self.generation.load(Relaxed)
+    }
+
+    /// Says that queue `index` has forgotten what is older than `generation`.
+    pub(crate) fn accept(&self, index: u32, generation: u32) {
+        // CAST: u32 to usize widens.
+        if let Some(queue) = self.queues.get(index as usize) {
+            queue.seen.store(generation, Release);
+        }
+        self.seen.wake_all();
+    }
+
+    /// Says that queue `index`, which knew of `generation`, uses no mappings until it enters again.
+    pub(crate) fn leave(&self, index: u32, generation: u32) {
+        // CAST: u32 to usize widens.
+        if let Some(queue) = self.queues.get(index as usize) {
+            queue.inside.store(false, Release);
+        }
+        // Whoever removed a mapping meanwhile waits.
+        smp_mb();
+        if self.generation.load(Relaxed) != generation {
+            self.seen.wake_all();
+        }
+    }
+
+    /// The generation, for a queue whose thread does not run.
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation.load(Acquire)
     }
 
     /// Forgets what queue `index` asked for.

@@ -23,14 +23,28 @@ use crate::{
 /// A memory table.
 pub(crate) struct MemTable {
     regions: KVec<Region>,
+    in_user_range: bool,
 }
 
 impl MemTable {
     /// A table of `regions`.
     pub(crate) fn new(mut regions: KVec<Region>) -> Result<Arc<Self>> {
+        // Of all of them, also those that lie hidden under others.
+        let in_user_range = regions.iter().all(|r| {
+            // A region of 2^64 bytes saturates, and is out of range as it should be.
+            let len = (r.last - r.first).saturating_add(1);
+            in_user_range(Seg {
+                at: Hva(r.hva),
+                len,
+            })
+        });
         let kept = map::normalize(&mut regions);
         regions.truncate(kept);
-        Ok(Arc::new(Self { regions }, GFP_KERNEL)?)
+        let table = Self {
+            regions,
+            in_user_range,
+        };
+        Ok(Arc::new(table, GFP_KERNEL)?)
     }
 
     /// The regions, for lookups.
@@ -41,13 +55,6 @@ impl MemTable {
 
     /// Whether all regions lie where user memory may be.
     pub(crate) fn in_user_range(&self) -> bool {
-        self.regions.iter().all(|r| {
-            // A region of 2^64 bytes saturates, and is out of range as it should be.
-            let len = (r.last - r.first).saturating_add(1);
-            in_user_range(Seg {
-                at: Hva(r.hva),
-                len,
-            })
-        })
+        self.in_user_range
     }
 }

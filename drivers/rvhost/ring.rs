@@ -38,11 +38,11 @@ use crate::{
 pub(crate) type Chains = Batch<KVec<Chain>, KVec<Seg>>;
 
 /// Storage for `chains` chains with `segs` segments in all.
-pub(crate) fn chains(chains: usize, segs: usize) -> Result<Chains> {
-    Ok(Batch::new(
-        KVec::from_elem(Chain::default(), chains, GFP_KERNEL)?,
-        KVec::from_elem(Seg::default(), segs, GFP_KERNEL)?,
-    ))
+#[inline(never)] // It passes through the stack.
+pub(crate) fn chains(chains: usize, segs: usize) -> Result<KBox<Chains>> {
+    let chains = KVec::from_elem(Chain::default(), chains, GFP_KERNEL)?;
+    let segs = KVec::from_elem(Seg::default(), segs, GFP_KERNEL)?;
+    Ok(KBox::new(Batch::new(chains, segs), GFP_KERNEL)?)
 }
 
 /// The ring of one queue.
@@ -55,6 +55,7 @@ pub(crate) struct Ring {
     pub(crate) cursor: Cursor,
     pub(crate) header: HeaderLen,
     pub(crate) mergeable: bool,
+    pub(crate) in_order: bool,
     pub(crate) memory: Memory,
     pub(crate) call: Option<EventFd>,
     pub(crate) err: Option<EventFd>,
@@ -77,6 +78,7 @@ impl Ring {
         if !self.memory.is_virtual() {
             return Ok(());
         }
+        self.memory.forget();
         let (cursor, layout, mut guest) = self.parts(user);
         let event_idx = cursor.event_idx();
         for area in layout.readable(event_idx) {
@@ -88,6 +90,7 @@ impl Ring {
 
     /// Prepares to run; see [`Cursor::start`].
     pub(crate) fn start(&mut self, user: &mut UserMem<'_>) -> vcore::Result {
+        self.memory.refresh();
         let (cursor, layout, mut guest) = self.parts(user);
         cursor.start(layout, &mut guest)
     }

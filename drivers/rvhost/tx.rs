@@ -1,19 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Guest to network.
 
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
 
 use crate::{
     backend::Endpoint,
     kext::{
-        errno, trace,
+        errno, param, trace,
         usermem::UserMem,
+        wait::Bell,
         xdp::{
             Refused,
             Source,
             TxBatch,
             BATCH, //
         },
+        zerocopy::Loans,
     },
     ring::{
         chains,
@@ -22,6 +27,7 @@ use crate::{
     },
     trace::Problem,
     vcore::{
+        self,
         chain::{
             Chain,
             MAX_SEGMENTS, //
@@ -40,25 +46,47 @@ use crate::{
 /// The shortest frame a backend is handed: an Ethernet header.
 pub(crate) const MIN_FRAME: usize = 14;
 
+/// The shortest packet, header included, for which a backend is lent guest memory: shorter ones go
+/// in batches.
+const MIN_LOAN: usize = 4096;
+
 /// What transmission needs while it runs.
 pub(crate) struct Tx {
-    chains: Chains,
+    chains: KBox<Chains>,
     batch: TxBatch,
+    used: KVec<UsedElem>,
+    /// Packets that the stack reads where they are, if it may.
+    loans: Option<Loans>,
+    /// How many packets could have been lent lately, and how many of those that were lent were
+    /// copied after all.
+    tried: u32,
+    copied: u32,
 }
 
 /// What became of one packet.
 enum Sent {
     /// The backend has it, or it is lost for good: the chain is used.
     Done,
+    /// The backend reads it where it is: the chain is in use until that is over.
+    Lent,
     /// The backend's buffer is full: the packet must be sent later.
     Full,
 }
 
 impl Tx {
-    pub(crate) fn new() -> Result<Self> {
+    /// `bell` is to be rung with `returned` when a packet is no longer lent.
+    pub(crate) fn new(bell: Arc<Bell>, returned: u32) -> Result<Self> {
+        let loans = match param::zerocopy() {
+            true => Some(Loans::new(bell, returned)?),
+            false => None,
+        };
         Ok(Self {
             chains: chains(BATCH, MAX_SEGMENTS)?,
             batch: TxBatch::new()?,
+            used: KVec::from_elem([0; USED_BYTES], BATCH, GFP_KERNEL)?,
+            loans,
+            tried: 0,
+            copied: 0,
         })
     }
 
@@ -70,33 +98,45 @@ impl Tx {
         endpoint: &Endpoint,
     ) -> Next {
         ring.suppress(user);
+        if let Err(e) = self.use_returned(ring, user) {
+            return Next::Stall(e);
+        }
         self.chains.clear();
         let taken = match ring.take(user, Access::Read, BATCH, &mut self.chains) {
-            Ok(0) => return Next::AwaitChains,
+            Ok(0) => {
+                // What was returned, or what a missing mapping kept from being published before.
+                ring.flush(user, true);
+                return Next::AwaitChains;
+            }
             Ok(n) => n,
             Err(e) => return Next::Stall(e),
         };
         let headroom = endpoint.socket().wants_headroom();
         let batched = endpoint.socket().is_unlimited() && matches!(endpoint, Endpoint::Tap(_));
-        let mut used = [[0; USED_BYTES]; BATCH];
-        let (mut done, mut bytes) = (0, 0);
-        for slot in used.iter_mut().take(taken) {
+        let (mut done, mut used, mut bytes) = (0, 0, 0);
+        while done < taken {
             let Some(&chain) = self.chains.get(done) else {
                 break;
             };
             match self.send(ring, user, endpoint, done, &chain, headroom, batched) {
-                Sent::Done => *slot = used_elem(chain.head, 0),
+                Sent::Done => {
+                    if let Some(slot) = self.used.get_mut(used) {
+                        *slot = used_elem(chain.head, 0);
+                    }
+                    used += 1;
+                }
+                Sent::Lent => {}
                 Sent::Full => break,
             }
             bytes += chain.len;
             done += 1;
         }
-        self.hand_over(ring, endpoint);
+        self.hand_over(ring, user, endpoint);
         ring.untake(taken - done);
         self.chains.clear();
         // CAST: at most `BATCH`.
         trace::batch(ring.dev, ring.index, done as u32, bytes);
-        let used: &[UsedElem] = used.get(..done).unwrap_or(&[]);
+        let used = self.used.get(..used).unwrap_or(&[]);
         if let Err(e) = ring.put_used(user, used) {
             return Next::Stall(e);
         }
@@ -106,6 +146,30 @@ impl Tx {
         } else {
             Next::Again
         }
+    }
+
+    /// Waits until no packet is lent any more.
+    pub(crate) fn drain(&mut self, ring: &mut Ring, user: &mut UserMem<'_>) -> Result {
+        if let Some(loans) = &self.loans {
+            loans.wait()?;
+            // A ring that cannot be written is about to be left.
+            let _ = self.use_returned(ring, user);
+            ring.flush(user, true);
+        }
+        Ok(())
+    }
+
+    /// Gives the chains of packets that were lent and returned back to the driver.
+    #[inline]
+    fn use_returned(&mut self, ring: &mut Ring, user: &mut UserMem<'_>) -> vcore::Result {
+        let Some(loans) = self.loans.as_mut().filter(|loans| !loans.is_empty()) else {
+            return Ok(());
+        };
+        while let Some((head, copied)) = loans.returned() {
+            self.copied += u32::from(copied);
+            ring.put_used(user, &[used_elem(head, 0)])?;
+        }
+        Ok(())
     }
 
     #[inline]
@@ -135,7 +199,7 @@ impl Tx {
             ring.drop_packet(Problem::Short);
             return Sent::Done;
         }
-        if !batched || !TxBatch::fits(len, header, headroom) {
+        if !batched {
             return self.send_single(ring, user, endpoint, i, skip, len);
         }
         let packet = Source {
@@ -144,14 +208,10 @@ impl Tx {
             len,
             header,
         };
-        let added = self.batch.add(user, &packet, headroom, |base| {
-            hdr::cover_csum(base, len).is_ok()
-        });
-        match added {
+        match self.batch.add(user, &packet, headroom) {
             Ok(()) => {}
-            Err(Refused::Fault) => ring.fail(crate::vcore::Error::Fault),
-            Err(Refused::Memory) => ring.drop_packet(Problem::NoMemory),
-            Err(Refused::Header | Refused::Length) => ring.drop_packet(Problem::Header),
+            Err(Refused::Length) => return self.send_single(ring, user, endpoint, i, skip, len),
+            Err(e) => tell(ring, e),
         }
         Sent::Done
     }
@@ -168,7 +228,10 @@ impl Tx {
         skip: usize,
         len: usize,
     ) -> Sent {
-        self.hand_over(ring, endpoint);
+        self.hand_over(ring, user, endpoint);
+        if self.lend(ring, user, endpoint, i, skip, len) {
+            return Sent::Lent;
+        }
         let socket = endpoint.socket();
         let more = !socket.is_unlimited() && i + 1 < self.chains.len();
         match socket.send(user, self.chains.segments(i), skip, len, more) {
@@ -179,7 +242,7 @@ impl Tx {
                 Sent::Done
             }
             Err(e) if e == EFAULT => {
-                ring.fail(crate::vcore::Error::Fault);
+                ring.fail(vcore::Error::Fault);
                 Sent::Done
             }
             Err(_) => {
@@ -189,14 +252,60 @@ impl Tx {
         }
     }
 
+    /// Sends a packet from where it is, if that is wanted and pays. Returns whether it was sent.
+    fn lend(
+        &mut self,
+        ring: &Ring,
+        user: &mut UserMem<'_>,
+        endpoint: &Endpoint,
+        i: usize,
+        skip: usize,
+        len: usize,
+    ) -> bool {
+        let (Some(loans), Some(chain), Endpoint::Tap(tap)) =
+            (&mut self.loans, self.chains.get(i), endpoint)
+        else {
+            return false;
+        };
+        // What is to be used in order cannot be used late.
+        if len < MIN_LOAN || ring.in_order || !tap.socket().can_borrow() {
+            return false;
+        }
+        if self.tried == 1024 {
+            (self.tried, self.copied) = (0, 0);
+        }
+        self.tried += 1;
+        // It pays as long as few packets are copied after all.
+        if self.tried / 64 < self.copied {
+            return false;
+        }
+        let segs = self.chains.segments(i);
+        loans.send(tap, user, segs, skip, len, chain.head).is_ok()
+    }
+
     /// Hands what was collected to the backend.
     #[inline]
-    fn hand_over(&mut self, ring: &Ring, endpoint: &Endpoint) {
+    fn hand_over(&mut self, ring: &Ring, user: &mut UserMem<'_>, endpoint: &Endpoint) {
         // Batches are made for TAPs only.
         if let Endpoint::Tap(tap) = endpoint {
+            self.batch.fill(
+                user,
+                |base, len| hdr::cover_csum(base, len).is_ok(),
+                |e| tell(ring, e),
+            );
             if tap.send_batch(&mut self.batch).is_err() {
                 ring.fail(Problem::NoBackend);
             }
         }
+    }
+}
+
+/// Tells why a packet did not make it into a batch.
+#[cold]
+fn tell(ring: &Ring, refused: Refused) {
+    match refused {
+        Refused::Fault => ring.fail(vcore::Error::Fault),
+        Refused::Memory => ring.drop_packet(Problem::NoMemory),
+        Refused::Header | Refused::Length => ring.drop_packet(Problem::Header),
     }
 }

@@ -12,6 +12,10 @@ use crate::{
         Endpoint, //
     },
     guest::Memory,
+    iotlb::{
+        Iotlb,
+        MAPPINGS, //
+    },
     kext::{
         file::FileRef,
         handoff::{
@@ -57,6 +61,10 @@ use crate::{
 const KICK: u32 = events::FIRST_OWN;
 /// The backend is ready.
 const BACKEND: u32 = events::FIRST_OWN << 1;
+/// A packet that was sent from where it is was given back.
+const LOANS: u32 = events::FIRST_OWN << 3;
+/// What a queue's thread answers by looking.
+const OWN: u32 = KICK | BACKEND | MAPPINGS | LOANS;
 
 /// Which way packets go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +119,7 @@ enum Stall {
     No,
     /// The ring is broken: until the driver kicks.
     Broken,
-    /// The IOTLB lacks a mapping: until it has changed, or the driver kicks.
+    /// The IOTLB lacks a mapping: until it has it, or the driver kicks.
     Mapping,
 }
 
@@ -134,6 +142,7 @@ pub(crate) struct Running {
 
 impl Virtqueue {
     /// A queue as `VHOST_SET_OWNER` finds it.
+    #[inline(never)] // It passes through the stack.
     pub(crate) fn new(dev: u32, direction: Direction, bell: Arc<Bell>) -> Result<KBox<Self>> {
         let layout = Layout::new(1, RingAddr(0), RingAddr(0), RingAddr(0)).ok_or(EINVAL)?;
         Ok(KBox::new(
@@ -145,13 +154,14 @@ impl Virtqueue {
                     cursor: Cursor::default(),
                     header: HeaderLen::default(),
                     mergeable: false,
+                    in_order: false,
                     memory: Memory::default(),
                     call: None,
                     err: None,
                 },
                 path: match direction {
                     Direction::Rx => Path::Rx(Rx::new()?),
-                    Direction::Tx => Path::Tx(Tx::new()?),
+                    Direction::Tx => Path::Tx(Tx::new(bell.clone(), LOANS)?),
                 },
                 kick: None,
                 bell,
@@ -167,6 +177,7 @@ impl Virtqueue {
         self.ring.cursor.set_features(acked.0[0]);
         self.ring.header = HeaderLen::of(acked);
         self.ring.mergeable = acked.any(feat::NET_F_MRG_RXBUF);
+        self.ring.in_order = acked.any(feat::F_IN_ORDER);
         self.ring.memory.log.buffers = acked.any(feat::VHOST_F_LOG_ALL);
     }
 
@@ -174,9 +185,7 @@ impl Virtqueue {
     pub(crate) fn forget_addresses(&mut self) {
         let nowhere = RingAddr(0);
         self.ring.layout = self.ring.layout.moved(nowhere, nowhere, nowhere);
-        if let Some(log) = &mut self.ring.memory.log.used {
-            *log = Gpa(0);
-        }
+        self.ring.memory.log.used = None;
     }
 
     /// Moves the ring.
@@ -213,13 +222,12 @@ impl Virtqueue {
         })
     }
 
-    /// Forgets what it remembers of the IOTLB, which has changed, and goes on if it waited for
-    /// that.
-    pub(crate) fn mappings_changed(&mut self) {
-        self.ring.memory.forget();
-        if self.stall == Stall::Mapping {
-            self.stall = Stall::No;
+    /// Takes addresses to be I/O virtual ones that `iotlb` translates, or not any more.
+    pub(crate) fn set_iotlb(&mut self, iotlb: Option<Arc<Iotlb>>) {
+        if let Some(iotlb) = &iotlb {
+            iotlb.belongs_to(self.ring.index, &self.bell);
         }
+        self.ring.memory.set_iotlb(iotlb);
     }
 
     /// Listens for kicks on `file`, or on none. The same file again changes nothing.
@@ -340,13 +348,24 @@ impl Running {
         );
     }
 
+    /// Waits until nobody reads the guest's memory any more for what was sent; `EINTR` if the caller
+    /// is killed.
+    pub(crate) fn drain(&mut self, user: &mut UserMem<'_>) -> Result {
+        let Virtqueue { ring, path, .. } = &mut *self.vq;
+        match path {
+            Path::Rx(_) => Ok(()),
+            Path::Tx(tx) => tx.drain(ring, user),
+        }
+    }
+
     /// Stops, leaving the queue and what it ran on.
     pub(crate) fn stop(mut self) -> (KBox<Virtqueue>, Backend) {
         self.settle();
         (self.vq, self.backend)
     }
 
-    /// Works until the control plane wants the queue. Called by its thread.
+    /// Works until the control plane wants the queue, or the thread is interrupted. Called by its
+    /// thread.
     pub(crate) fn work(&mut self, user: &mut UserMem<'_>, handoff: &Handoff<Running>) {
         let bell = handoff.bell();
         let Virtqueue {
@@ -357,6 +376,10 @@ impl Running {
             ..
         } = &mut *self.vq;
         let Backend { endpoint, hook } = &mut self.backend;
+        let sleep = |ring: &Ring, until| {
+            ring.memory.leave(ring.index);
+            bell.sleep_until(until);
+        };
         // The control plane may have changed anything.
         let mut covered = false;
         loop {
@@ -364,18 +387,33 @@ impl Running {
             if rung & events::CONTROL != 0 && handoff.wanted() {
                 break;
             }
+            if sched::interrupted() {
+                break;
+            }
             // Before looking at anything: what happens from here on rings again.
-            if rung & (KICK | BACKEND) != 0 && bell.answer(KICK | BACKEND) & KICK != 0 {
-                trace::kick(ring.dev, ring.index);
-                *stall = Stall::No;
+            if rung & OWN != 0 {
+                let answered = bell.answer(OWN);
+                if answered & KICK != 0 {
+                    trace::kick(ring.dev, ring.index);
+                    *stall = Stall::No;
+                } else if answered & MAPPINGS != 0 && *stall == Stall::Mapping {
+                    *stall = Stall::No;
+                }
+            }
+            if ring.memory.enter(ring.index) {
+                if let Path::Rx(rx) = path {
+                    rx.release_buffers(ring);
+                }
+                ring.memory.accept(ring.index);
+                covered = false;
             }
             if *stall != Stall::No {
-                bell.sleep_until(events::CONTROL | KICK);
+                sleep(ring, events::CONTROL | KICK | MAPPINGS);
                 continue;
             }
             if !covered {
                 if ring.layout.is_nowhere() {
-                    bell.sleep_until(events::CONTROL);
+                    sleep(ring, events::CONTROL);
                     continue;
                 }
                 if let Err(e) = ring.covered(user) {
@@ -394,7 +432,7 @@ impl Running {
                 Next::AwaitChains => {
                     let came = sched::poll(*busyloop, || bell.rung() != 0 || ring.has_more(user));
                     if !came && !ring.arm(user) {
-                        bell.sleep_until(events::CONTROL | KICK);
+                        sleep(ring, events::CONTROL | KICK | MAPPINGS | LOANS);
                     }
                 }
                 Next::AwaitBackend => {
@@ -404,7 +442,7 @@ impl Running {
                     });
                     if !came {
                         if !hook.as_mut().hook_and_look() {
-                            bell.sleep_until(events::CONTROL | KICK | BACKEND);
+                            sleep(ring, events::CONTROL | OWN);
                         }
                         hook.as_mut().unhook();
                     }
@@ -415,5 +453,6 @@ impl Running {
         if let Path::Rx(rx) = path {
             rx.release_buffers(ring);
         }
+        ring.memory.leave(ring.index);
     }
 }

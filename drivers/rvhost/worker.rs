@@ -24,6 +24,12 @@ use crate::{
         handoff::Handoff,
         kthread,
         mm::OwnerMm,
+        task::{
+            Body,
+            ProcessThread,
+            Turn, //
+        },
+        usermem::UserMem,
         wait::{
             Bell,
             WaitQueue, //
@@ -41,9 +47,26 @@ const END_TIMEOUT_MS: u32 = 5000;
 /// A thread that runs a queue whenever it is given one.
 pub(crate) struct Worker {
     handoff: Arc<Handoff<Running>>,
+    /// The thread, if it is the owner's; a kernel thread ends by itself.
+    thread: Option<ProcessThread<Serve>>,
 }
 
-/// How a thread's start went: an errno, or one of the two below.
+/// Whose thread it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The kernel's, in the owner's control groups.
+    Kernel,
+    /// The owner's.
+    Process,
+}
+
+/// What a thread needs to serve.
+struct Serve {
+    handoff: Arc<Handoff<Running>>,
+    mm: OwnerMm,
+}
+
+/// How a kernel thread's start went: an errno, or one of the two below.
 #[pin_data]
 struct Start {
     outcome: Atomic<i32>,
@@ -55,17 +78,10 @@ const STARTED: i32 = 0;
 const STARTING: i32 = 1;
 
 impl Worker {
-    /// Starts a thread in the calling process's control groups, to work in its address space.
-    pub(crate) fn spawn(direction: Direction, mm: &OwnerMm) -> Result<Self> {
+    /// Starts a thread, for the calling process, to work in its address space.
+    pub(crate) fn spawn(kind: Kind, direction: Direction, mm: &OwnerMm) -> Result<Self> {
         let bell = Arc::new(Bell::new(), GFP_KERNEL)?;
         let handoff = Arc::pin_init(Handoff::new(bell), GFP_KERNEL)?;
-        let start = Arc::pin_init(
-            pin_init!(Start {
-                outcome: Atomic::new(STARTING),
-                known <- WaitQueue::new(),
-            }),
-            GFP_KERNEL,
-        )?;
         let name = CString::try_from_fmt(fmt!(
             "vhost-{}-{}",
             current!().pid(),
@@ -74,38 +90,26 @@ impl Worker {
                 Direction::Tx => "tx",
             }
         ))?;
-        let body = {
-            let (handoff, start) = (handoff.clone(), start.clone());
-            let (mm, owner) = (mm.clone(), ARef::<Task>::from(&**current!()));
-            move || {
-                let outcome = match cgroup::join_all(&owner) {
-                    Ok(()) => STARTED,
-                    Err(e) => e.to_errno(),
-                };
-                drop(owner);
-                start.outcome.store(outcome, Release);
-                start.known.wake_all();
-                drop(start);
-                if outcome == STARTED {
-                    serve(&handoff, &mm);
-                }
-                handoff.ended();
-            }
+        let serve = Serve {
+            handoff: handoff.clone(),
+            mm: mm.clone(),
         };
         // From here on the thread is ended by dropping the worker.
-        let worker = Self { handoff };
-        if let Err(e) = kthread::spawn(&name, worker.handoff.bell(), body) {
+        let mut worker = Self {
+            handoff,
+            thread: None,
+        };
+        let started = match kind {
+            Kind::Kernel => serve.spawn_kernel(&name),
+            Kind::Process => {
+                let bell = serve.handoff.bell().clone();
+                ProcessThread::spawn(&name, bell, serve).map(|thread| worker.thread = Some(thread))
+            }
+        };
+        if started.is_err() {
             worker.handoff.ended();
-            return Err(e);
         }
-        let outcome = start.known.wait_killable(|| {
-            let outcome = start.outcome.load(Acquire);
-            (outcome != STARTING).then_some(outcome)
-        })?;
-        if outcome != STARTED {
-            return Err(Error::from_errno(outcome));
-        }
-        Ok(worker)
+        started.map(|()| worker)
     }
 
     /// The place where the queue changes hands.
@@ -127,15 +131,89 @@ impl Drop for Worker {
     fn drop(&mut self) {
         // Whoever wanted the queue took it by `end`.
         drop(self.end());
+        if self.handoff.has_ended() {
+            return;
+        }
+        // A stopped process may let its thread end much later, if at all.
+        if let Some(thread) = self.thread.take() {
+            let (handoff, nobody) = (self.handoff.clone(), Bell::new());
+            let waited = kthread::spawn(c"vhost-reaper", &nobody, move || {
+                handoff.wait_ended();
+                drop(thread);
+            });
+            if waited.is_err() {
+                pr_warn!("no memory to wait elsewhere: the close waited for a stopped process\n");
+            }
+        }
     }
 }
 
-/// The thread's body.
-fn serve(handoff: &Handoff<Running>, mm: &OwnerMm) {
-    mm.scope(|mut user| {
-        while let Some(mut running) = handoff.receive() {
-            running.work(&mut user, handoff);
+impl Serve {
+    /// Starts a kernel thread in the control groups of the calling process.
+    fn spawn_kernel(self, name: &CStr) -> Result {
+        let handoff = self.handoff.clone();
+        let start = Arc::pin_init(
+            pin_init!(Start {
+                outcome: Atomic::new(STARTING),
+                known <- WaitQueue::new(),
+            }),
+            GFP_KERNEL,
+        )?;
+        let theirs = start.clone();
+        let owner = ARef::<Task>::from(&**current!());
+        kthread::spawn(name, handoff.bell(), move || {
+            let outcome = match cgroup::join_all(&owner) {
+                Ok(()) => STARTED,
+                Err(e) => e.to_errno(),
+            };
+            drop(owner);
+            theirs.outcome.store(outcome, Release);
+            theirs.known.wake_all();
+            drop(theirs);
+            if outcome == STARTED {
+                let handoff = &self.handoff;
+                self.mm
+                    .scope(|mut user| while turn(handoff, &mut user) == Turn::Again {});
+            }
+            self.handoff.ended();
+        })?;
+        let outcome = start.known.wait_killable(|| {
+            let outcome = start.outcome.load(Acquire);
+            (outcome != STARTING).then_some(outcome)
+        })?;
+        if outcome != STARTED {
+            return Err(Error::from_errno(outcome));
+        }
+        Ok(())
+    }
+}
+
+impl Body for Serve {
+    fn turn(&mut self) -> Turn {
+        let turn = match self.mm.as_current() {
+            Some(mut user) => turn(&self.handoff, &mut user),
+            None => Turn::Ended,
+        };
+        if turn == Turn::Ended {
+            self.handoff.ended();
+        }
+        turn
+    }
+
+    fn killed(&mut self) {
+        self.handoff.ended();
+    }
+}
+
+/// Works, once, when there is something to work with.
+fn turn(handoff: &Handoff<Running>, user: &mut UserMem<'_>) -> Turn {
+    match handoff.receive() {
+        Some(mut running) => {
+            running.work(user, handoff);
             handoff.give_back(running);
         }
-    });
+        None if handoff.is_ending() => return Turn::Ended,
+        None => {}
+    }
+    Turn::Again
 }

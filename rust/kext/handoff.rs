@@ -12,9 +12,12 @@ use kernel::{
     },
 };
 
-use super::wait::{
-    Bell,
-    WaitQueue, //
+use super::{
+    sched::interrupted,
+    wait::{
+        Bell,
+        WaitQueue, //
+    }, //
 };
 
 /// Events that every handed-to thread knows; others may use the bits above.
@@ -159,9 +162,21 @@ impl<T: Send + Unpin> Handoff<T> {
             })
     }
 
+    /// Waits until the thread has ended.
+    pub(crate) fn wait_ended(&self) {
+        self.changed
+            .wait_idle(|| self.state.lock().ended.then_some(()))
+    }
+
+    /// Whether the thread has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.state.lock().ended
+    }
+
     // The thread's side.
 
-    /// Waits for the value; `None` when the thread is to end.
+    /// Waits for the value; `None` when the thread [is to end](Self::is_ending), or is
+    /// [interrupted](super::sched::interrupted).
     pub(crate) fn receive(&self) -> Option<T> {
         loop {
             self.bell.answer(events::CONTROL);
@@ -178,8 +193,16 @@ impl<T: Send + Unpin> Handoff<T> {
                     }
                 }
             }
+            if interrupted() {
+                return None;
+            }
             self.bell.sleep_until(events::CONTROL);
         }
+    }
+
+    /// Whether the thread is to end.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.state.lock().ending
     }
 
     /// Whether the value is to be given back. To be asked between batches, when the bell rings

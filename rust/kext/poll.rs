@@ -36,7 +36,8 @@ pub(crate) mod ready {
 ///
 /// # Invariants
 ///
-/// `head` is null or the wait queue that `entry` is on, which lives as long as `file`.
+/// `head` is null or the wait queue that `entry` is on, which lives as long as `file`. An entry that
+/// has heard what it was to hear once is linked to itself instead.
 #[pin_data(PinnedDrop)]
 pub(crate) struct PollHook {
     entry: UnsafeCell<bindings::wait_queue_entry>,
@@ -46,6 +47,7 @@ pub(crate) struct PollHook {
     mask: u32,
     bell: Arc<Bell>,
     event: u32,
+    once: bool,
     #[pin]
     _pin: PhantomPinned,
 }
@@ -55,12 +57,33 @@ pub(crate) struct PollHook {
 unsafe impl Send for PollHook {}
 
 impl PollHook {
-    /// A hook that will ring `bell` with `event` when `file` is ready for any of `mask`.
+    /// A hook that will ring `bell` with `event` whenever `file` becomes ready for any of `mask`.
     pub(crate) fn new(
         file: FileRef,
         mask: u32,
         bell: Arc<Bell>,
         event: u32,
+    ) -> Result<Pin<KBox<Self>>> {
+        Self::make(file, mask, bell, event, false)
+    }
+
+    /// A hook that will ring `bell` with `event` when `file` becomes ready for any of `mask` for
+    /// the first time since it was hooked to it.
+    pub(crate) fn once(
+        file: FileRef,
+        mask: u32,
+        bell: Arc<Bell>,
+        event: u32,
+    ) -> Result<Pin<KBox<Self>>> {
+        Self::make(file, mask, bell, event, true)
+    }
+
+    fn make(
+        file: FileRef,
+        mask: u32,
+        bell: Arc<Bell>,
+        event: u32,
+        once: bool,
     ) -> Result<Pin<KBox<Self>>> {
         let entry = bindings::wait_queue_entry {
             func: Some(on_wake),
@@ -80,6 +103,7 @@ impl PollHook {
                 mask,
                 bell,
                 event,
+                once,
                 _pin: PhantomPinned,
             }),
             GFP_KERNEL,
@@ -118,8 +142,8 @@ impl PollHook {
         if this.head.is_null() {
             return;
         }
-        // SAFETY: By the type's invariant the entry is on this queue. The queue's lock keeps
-        // `on_wake` out from then on.
+        // SAFETY: By the type's invariant the entry is on this queue, or linked to itself. The
+        // queue's lock keeps `on_wake` out from then on.
         unsafe { bindings::remove_wait_queue(this.head, this.entry.get()) };
         // INVARIANT: Not hooked any more.
         this.head = ptr::null_mut();
@@ -173,18 +197,22 @@ unsafe extern "C" fn on_wake(
     key: *mut c_void,
 ) -> c_int {
     // SAFETY: By the function's contract, and only fields that do not change are read.
-    let (mask, bell, event) = unsafe {
-        let hook = kernel::container_of!(
+    let hook = unsafe {
+        &*kernel::container_of!(
             entry.cast::<UnsafeCell<bindings::wait_queue_entry>>(),
             PollHook,
             entry
-        );
-        ((*hook).mask, &(*hook).bell, (*hook).event)
+        )
     };
     // CAST: the key is a set of poll bits in a pointer's place; none means "anything".
     let key = key as usize as u32;
-    if key == 0 || key & (mask | ready::ERR) != 0 {
-        bell.ring(event);
+    if key == 0 || key & (hook.mask | ready::ERR) != 0 {
+        if hook.once {
+            // INVARIANT: Linked to itself.
+            // SAFETY: The entry is on the queue, whose lock is held.
+            unsafe { bindings::rvh_unlink_wait_entry(entry) };
+        }
+        hook.bell.ring(hook.event);
     }
     0
 }

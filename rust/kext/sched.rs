@@ -13,6 +13,14 @@ pub(crate) fn yield_if_due() {
     unsafe { bindings::rvh_cond_resched() };
 }
 
+/// Whether this thread is wanted outside of its work: to stop, to freeze or to die. Never true of
+/// a kernel thread.
+#[inline]
+pub(crate) fn interrupted() -> bool {
+    // SAFETY: May be called anywhere.
+    unsafe { bindings::rvh_signal_pending() }
+}
+
 /// Looks for work until `found`, for `timeout` units of 1,024 ns at the most, or until someone
 /// else needs the CPU. Returns whether it was found.
 pub(crate) fn poll(timeout: u32, mut found: impl FnMut() -> bool) -> bool {
@@ -20,7 +28,7 @@ pub(crate) fn poll(timeout: u32, mut found: impl FnMut() -> bool) -> bool {
         return false;
     }
     // SAFETY: Reads a clock.
-    let now = || unsafe { bindings::local_clock() } >> 10;
+    let now = || unsafe { bindings::rvh_local_clock() } >> 10;
     let end = now().saturating_add(u64::from(timeout));
     loop {
         if found() {

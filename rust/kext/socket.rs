@@ -108,12 +108,55 @@ impl Socket {
         len: usize,
         more: bool,
     ) -> Result {
+        // SAFETY: Nothing is lent; `_user` shows the address space to be the right one.
+        unsafe { self.send_from(segs, skip, len, more, core::ptr::null_mut()) }
+    }
+
+    /// Whether the socket can send packets from where they are.
+    #[inline]
+    pub(crate) fn can_borrow(&self) -> bool {
+        // SAFETY: By the type's invariant the socket is valid.
+        unsafe { bindings::rvh_sock_zerocopy(self.sock.as_ptr()) }
+    }
+
+    /// As [`Self::send`], from where the packet is, if the socket [can](Self::can_borrow).
+    ///
+    /// # Safety
+    ///
+    /// The socket must be a TAP's. `ubuf` must be initialised, and valid until it is completed, which
+    /// it is unless this fails.
+    pub(super) unsafe fn send_lent(
+        &self,
+        _user: &mut UserMem<'_>,
+        segs: &[Seg],
+        skip: usize,
+        len: usize,
+        ubuf: *mut bindings::ubuf_info,
+    ) -> Result {
+        if !self.can_borrow() {
+            return Err(EINVAL);
+        }
+        // SAFETY: By the function's contract.
+        unsafe { self.send_from(segs, skip, len, false, ubuf) }
+    }
+
+    /// # Safety
+    ///
+    /// `ubuf` must be null, or it and the socket as for `send_lent`. The address space must be
+    /// current.
+    unsafe fn send_from(
+        &self,
+        segs: &[Seg],
+        skip: usize,
+        len: usize,
+        more: bool,
+        ubuf: *mut bindings::ubuf_info,
+    ) -> Result {
         if !has_room(segs, skip, len) {
             return Err(EFAULT);
         }
         // SAFETY: The socket is valid; `Seg` is laid out as an iovec that is long enough, and the
-        // user addresses, which `_user` shows to be of the right address space, are checked on
-        // the way.
+        // user addresses are checked on the way; `ubuf` by the function's contract.
         to_result(unsafe {
             bindings::rvh_sock_send(
                 self.sock.as_ptr(),
@@ -122,6 +165,7 @@ impl Socket {
                 skip,
                 len,
                 more,
+                ubuf,
             )
         })
     }

@@ -6,6 +6,7 @@
 //!
 //! C header: `include/trace/events/rvhost.h`.
 
+#[cfg(CONFIG_TRACEPOINTS)]
 use super::bindings;
 
 macro_rules! events {

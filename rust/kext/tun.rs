@@ -122,6 +122,7 @@ impl TapQueue {
             )
         };
         packets.head = 0;
+        packets.described = None;
         // PANIC: the kernel returns no more than it was asked for.
         packets.tail = usize::try_from(n).unwrap_or(0).min(RING_BATCH);
         packets.len()
@@ -178,22 +179,33 @@ impl Drop for Packet {
 ///
 /// # Invariants
 ///
-/// There are `RING_BATCH` slots, of which those in `head..tail` hold packets.
+/// There are `RING_BATCH` slots, of which those in `head..tail` hold packets; and as many infos,
+/// of which those in `head..tail` describe them, if `described` is not `None`.
 pub(crate) struct Packets {
     slots: KVec<Option<Packet>>,
+    infos: KVec<bindings::rvh_packet>,
+    /// Whether the infos were made with tunnel fields.
+    described: Option<bool>,
     head: usize,
     tail: usize,
 }
+
+// SAFETY: What points to a packet's bytes goes with the packet, which any thread may use.
+unsafe impl Send for Packets {}
 
 impl Packets {
     /// None yet.
     pub(crate) fn new() -> Result<Self> {
         let mut slots = KVec::with_capacity(RING_BATCH, GFP_KERNEL)?;
+        let mut infos = KVec::with_capacity(RING_BATCH, GFP_KERNEL)?;
         for _ in 0..RING_BATCH {
+            infos.push(bindings::rvh_packet::default(), GFP_KERNEL)?;
             slots.push(None, GFP_KERNEL)?;
         }
         Ok(Self {
             slots,
+            infos,
+            described: None,
             head: 0,
             tail: 0,
         })
@@ -211,20 +223,74 @@ impl Packets {
         self.tail - self.head
     }
 
-    /// What there is to know of the first packet; with tunnel fields in its header if asked for.
+    /// Looks at all of them, with tunnel fields in their headers if asked for.
     #[inline]
-    pub(crate) fn first(&self, tunnel: bool) -> Option<PacketView<'_>> {
-        let packet = self.slots.get(self.head..self.tail)?.first()?.as_ref()?;
-        let mut info = bindings::rvh_packet::default();
-        // SAFETY: The packet is valid, and `info` may be written.
-        unsafe { bindings::rvh_tun_packet(packet.0.as_ptr(), tunnel, &mut info) };
-        // INVARIANT: `info` was filled for this packet.
-        Some(PacketView { packet, info })
+    pub(crate) fn describe(&mut self, tunnel: bool) {
+        if self.described == Some(tunnel) {
+            return;
+        }
+        let range = self.head..self.tail;
+        let (Some(slots), Some(infos)) = (
+            self.slots.get_mut(range.clone()),
+            self.infos.get_mut(range), //
+        ) else {
+            return;
+        };
+        // SAFETY: By the type's invariant these slots hold packets; there is an info for each.
+        // INVARIANT: All are described now.
+        // CAST: at most `RING_BATCH`.
+        unsafe {
+            bindings::rvh_tun_describe(
+                slots.as_mut_ptr().cast(),
+                infos.as_mut_ptr(),
+                slots.len() as c_int,
+                tunnel,
+            )
+        };
+        self.described = Some(tunnel);
     }
 
-    /// Frees the first packet.
+    /// What there is to know of the `i`th packet, if they were [looked at](Self::describe).
     #[inline]
-    pub(crate) fn pop(&mut self) {
+    pub(crate) fn get(&self, i: usize) -> Option<PacketView<'_>> {
+        self.described?;
+        let range = self.head..self.tail;
+        let packet = self.slots.get(range.clone())?.get(i)?.as_ref()?;
+        // INVARIANT: By the type's invariant the info describes this packet.
+        Some(PacketView {
+            packet,
+            info: self.infos.get(range)?.get(i)?,
+        })
+    }
+
+    /// The header of the `i`th packet; `None` if none can describe it.
+    #[inline]
+    pub(crate) fn header_mut(&mut self, i: usize) -> Option<&mut [u8; hdr::MAX_BYTES]> {
+        self.described?;
+        let info = self.infos.get_mut(self.head..self.tail)?.get_mut(i)?;
+        (!info.bad).then_some(&mut info.header)
+    }
+
+    /// Frees the first `n` packets, which were delivered.
+    #[inline]
+    pub(crate) fn consume(&mut self, n: usize) {
+        let n = n.min(self.len());
+        let Some(slots) = self.slots.get_mut(self.head..self.head + n) else {
+            return;
+        };
+        // SAFETY: By the type's invariant these slots hold packets of our own; the slots are
+        // overwritten below without another look.
+        // CAST: at most `RING_BATCH`.
+        unsafe { bindings::rvh_ring_free(slots.as_mut_ptr().cast(), n as c_int) };
+        for slot in slots {
+            // SAFETY: The packet was freed just now: forget it.
+            unsafe { ptr::write(slot, None) };
+        }
+        self.head += n;
+    }
+
+    /// Drops the first packet.
+    pub(crate) fn drop_first(&mut self) {
         if self.head < self.tail {
             if let Some(slot) = self.slots.get_mut(self.head) {
                 *slot = None;
@@ -241,10 +307,10 @@ impl Packets {
 /// `info` describes `packet`, which does not change while it is borrowed.
 pub(crate) struct PacketView<'a> {
     packet: &'a Packet,
-    info: bindings::rvh_packet,
+    info: &'a bindings::rvh_packet,
 }
 
-impl PacketView<'_> {
+impl<'a> PacketView<'a> {
     /// Bytes of the frame, a VLAN tag included.
     #[inline]
     pub(crate) fn len(&self) -> usize {
@@ -254,18 +320,18 @@ impl PacketView<'_> {
 
     /// The header that describes it, as far as its kind goes; `None` if none can.
     #[inline]
-    pub(crate) fn header(&self) -> Option<&[u8; hdr::MAX_BYTES]> {
+    pub(crate) fn header(&self) -> Option<&'a [u8; hdr::MAX_BYTES]> {
         (!self.info.bad).then_some(&self.info.header)
     }
 
     /// The whole frame, if it lies in one piece.
     #[inline]
-    pub(crate) fn bytes(&self) -> Option<&[u8]> {
+    pub(crate) fn bytes(&self) -> Option<&'a [u8]> {
         if self.info.tagged || self.info.linear != self.info.len || self.info.data.is_null() {
             return None;
         }
         // SAFETY: By the type's invariant these are the packet's bytes, and nobody writes them
-        // while the packet is ours.
+        // while the packet is ours, which it is for `'a` at least.
         Some(unsafe { core::slice::from_raw_parts(self.info.data.cast(), self.len()) })
     }
 
@@ -280,7 +346,7 @@ impl PacketView<'_> {
         to_result(unsafe {
             bindings::rvh_tun_packet_to_user(
                 self.packet.0.as_ptr(),
-                &self.info,
+                self.info,
                 segs.as_ptr().cast(),
                 segs.len() as c_ulong,
                 skip,

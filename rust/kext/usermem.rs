@@ -6,7 +6,10 @@
 //!
 //! C header: `include/linux/uaccess.h`.
 
-use core::marker::PhantomData;
+use core::{
+    marker::PhantomData,
+    mem::MaybeUninit, //
+};
 
 use kernel::types::NotThreadSafe;
 
@@ -87,6 +90,31 @@ impl UserMem<'_> {
         }
     }
 
+    /// Copies what `puts` holds, in order. Returns how many were copied: fewer than there are if
+    /// the next one faulted.
+    #[inline]
+    pub(crate) fn put_all<const N: usize>(&mut self, puts: &Puts<'_, N>) -> usize {
+        // SAFETY: By the type's invariant the first `len` copies are valid, and what they copy
+        // may be read; the function checks the user addresses.
+        // CAST: far fewer than 2^32; u32 to usize widens.
+        unsafe {
+            bindings::rvh_copy_all_to_user(puts.list.as_ptr().cast(), puts.len as u32) as usize
+        }
+    }
+
+    /// Carries out `copies` from user memory, in order. Returns how many were done: fewer than
+    /// there are if the next one faulted.
+    ///
+    /// # Safety
+    ///
+    /// The kernel memory that the copies name must be valid for writing.
+    #[inline]
+    pub(super) unsafe fn get_all(&mut self, copies: &[bindings::rvh_copy]) -> usize {
+        // SAFETY: By the function's contract; the function checks the user addresses.
+        // CAST: far fewer than 2^32; u32 to usize widens.
+        unsafe { bindings::rvh_copy_all_from_user(copies.as_ptr(), copies.len() as u32) as usize }
+    }
+
     /// Reads 16 bits in one access.
     #[inline]
     pub(crate) fn load_u16(&mut self, at: Hva) -> Result<u16> {
@@ -120,12 +148,7 @@ impl UserMem<'_> {
 
     /// Reads the descriptors `index` of the table at `table`, as far as `index` and `out` go.
     #[inline]
-    pub(crate) fn read_descs(
-        &mut self,
-        table: Hva,
-        index: &[u16],
-        out: &mut [[u8; DESC_BYTES]],
-    ) -> Result {
+    pub(crate) fn read_descs(&mut self, table: Hva, index: &[u16], out: &mut [Desc]) -> Result {
         let count = index.len().min(out.len());
         // SAFETY: `count` indices may be read and as many entries written; the function checks
         // the user addresses.
@@ -144,7 +167,59 @@ impl UserMem<'_> {
     }
 }
 
-// `Seg` is handed to C as an iovec, and descriptors are copied as 16 bytes.
+/// Up to `N` pieces of kernel memory, each with a place in user memory to be copied to.
+///
+/// # Invariants
+///
+/// The first `len` entries of `list` are initialised, and name kernel memory that is borrowed for
+/// `'a`.
+pub(crate) struct Puts<'a, const N: usize> {
+    list: [MaybeUninit<bindings::rvh_copy>; N],
+    len: usize,
+    _from: PhantomData<&'a [u8]>,
+}
+
+impl<'a, const N: usize> Puts<'a, N> {
+    /// None yet.
+    #[inline]
+    pub(crate) fn new() -> Self {
+        Self {
+            list: [const { MaybeUninit::uninit() }; N],
+            len: 0,
+            _from: PhantomData,
+        }
+    }
+
+    /// How many there are.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Forgets all but the first `len`.
+    #[inline]
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Adds one. Returns whether there was room.
+    #[inline]
+    pub(crate) fn push(&mut self, to: Hva, from: &'a [u8]) -> bool {
+        let Some(slot) = self.list.get_mut(self.len) else {
+            return false;
+        };
+        // INVARIANT: The slice is borrowed for `'a`. Nothing is written through the pointer.
+        slot.write(bindings::rvh_copy {
+            user: to.0,
+            kernel: from.as_ptr().cast_mut().cast(),
+            len: from.len() as u64,
+        });
+        self.len += 1;
+        true
+    }
+}
+
+// `Seg` is handed to C as an iovec, and descriptors are copied as they are.
 const _: () = {
     use core::mem::{
         offset_of,
@@ -154,5 +229,5 @@ const _: () = {
     assert!(size_of::<Seg>() == size_of::<iovec>());
     assert!(offset_of!(Seg, at) == offset_of!(iovec, iov_base));
     assert!(offset_of!(Seg, len) == offset_of!(iovec, iov_len));
-    assert!(size_of::<Desc>() == DESC_BYTES);
+    assert!(size_of::<Desc>() == DESC_BYTES && cfg!(target_endian = "little"));
 };

@@ -14,13 +14,17 @@ use kernel::{
             Full,
             Relaxed, //
         },
+        barrier::smp_mb,
         SetOnce, //
     },
     task::Task,
     types::Opaque, //
 };
 
-use super::bindings;
+use super::{
+    bindings,
+    sched::interrupted, //
+};
 
 /// A queue of threads that wait for something to become true.
 #[pin_data]
@@ -63,6 +67,18 @@ impl WaitQueue {
     pub(crate) fn wait_killable<T>(&self, done: impl FnMut() -> Option<T>) -> Result<T> {
         self.wait(bindings::RVH_TASK_KILLABLE, MAX_WAIT, done)
             .ok_or(EINTR)
+    }
+
+    /// Waits until `done` returns a value, for ever, signals or not, as threads do that have
+    /// nothing else to do.
+    ///
+    /// `done` must not sleep.
+    pub(crate) fn wait_idle<T>(&self, mut done: impl FnMut() -> Option<T>) -> T {
+        loop {
+            if let Some(value) = self.wait(bindings::RVH_TASK_IDLE, MAX_WAIT, &mut done) {
+                return value;
+            }
+        }
     }
 
     /// Waits until `done` returns a value, for `jiffies` at the most, signals or not.
@@ -132,7 +148,13 @@ impl Bell {
 
     /// Rings: the thread wakes, or finds the events when it next looks. Never sleeps.
     pub(crate) fn ring(&self, events: u32) {
+        // What was done before ringing is seen by who answers, even if somebody else rang.
+        smp_mb();
         let mut old = self.rung.load(Relaxed);
+        if old & events == events {
+            // Whoever rang first wakes the thread.
+            return;
+        }
         // Full order on success: what was done before ringing is seen by who hears it.
         while let Err(now) = self.rung.cmpxchg(old, old | events, Full) {
             old = now;
@@ -157,13 +179,14 @@ impl Bell {
         old & events
     }
 
-    /// Sleeps until one of `events` has been rung. To be called by the bell's own thread, which
-    /// costs nothing while it sleeps.
+    /// Sleeps until one of `events` has been rung, or the thread is
+    /// [interrupted](super::sched::interrupted). To be called by the bell's own thread, which costs
+    /// nothing while it sleeps.
     pub(crate) fn sleep_until(&self, events: u32) {
         loop {
             // SAFETY: Says of this thread that it is about to sleep; undone below.
-            unsafe { bindings::rvh_set_current_state(bindings::RVH_TASK_IDLE) };
-            if self.rung() & events != 0 {
+            unsafe { bindings::rvh_set_current_state(bindings::TASK_INTERRUPTIBLE) };
+            if self.rung() & events != 0 || interrupted() {
                 break;
             }
             // SAFETY: This thread may sleep: it called a function that does.

@@ -3,10 +3,7 @@
 //!
 //! C headers: `include/net/xdp.h`, `include/linux/page_frag_cache.h`.
 
-use core::{
-    ptr,
-    slice, //
-};
+use core::slice;
 
 use kernel::prelude::*;
 
@@ -15,7 +12,10 @@ use super::{
     usermem::UserMem, //
 };
 use crate::vcore::{
-    addr::Seg,
+    addr::{
+        Hva,
+        Seg, //
+    },
     hdr,
     Error, //
 };
@@ -27,15 +27,41 @@ const fn cache_aligned(len: usize) -> usize {
     len.next_multiple_of(bindings::RVH_SMP_CACHE_BYTES)
 }
 
+/// Pieces of user memory that a batch may consist of; packets in more pieces than are left are
+/// copied one by one.
+const PIECES: usize = 2 * BATCH;
+
 /// Buffers from one cache of pages, to be sent together.
+///
+/// Packets are added first, and copied into their buffers all at once when the batch is
+/// [filled](Self::fill).
 ///
 /// # Invariants
 ///
-/// The first `count` of `bufs` describe fragments that this value owns.
+/// - The first `filled + added` of `bufs` describe fragments that this value owns.
+/// - `copies` writes to fragments that were added, within their bounds.
 pub(crate) struct TxBatch {
     bufs: KVec<bindings::xdp_buff>,
-    count: usize,
+    /// Packets that are complete.
+    filled: usize,
+    /// What there is to know of the packets that are to be copied yet.
+    added: KVec<Added>,
+    copies: KVec<bindings::rvh_copy>,
     pages: bindings::page_frag_cache,
+}
+
+/// A packet that is yet to be copied.
+struct Added {
+    /// The start of its fragment.
+    start: *mut u8,
+    /// Where its header starts.
+    from: *mut u8,
+    /// Bytes of its header.
+    header: usize,
+    /// Bytes of header and frame.
+    len: usize,
+    /// How many copies there are up to its end.
+    copies: usize,
 }
 
 // SAFETY: Pages and their fragments may be used and freed by any thread.
@@ -51,17 +77,11 @@ impl TxBatch {
         }
         Ok(Self {
             bufs,
-            count: 0,
+            filled: 0,
+            added: KVec::with_capacity(BATCH, GFP_KERNEL)?,
+            copies: KVec::with_capacity(PIECES, GFP_KERNEL)?,
             pages: pin_init::zeroed(),
         })
-    }
-
-    /// Whether a packet of `len` bytes, `header` of them its header, fits a buffer.
-    #[inline]
-    pub(crate) fn fits(len: usize, header: usize, headroom: bool) -> bool {
-        len <= bindings::RVH_PAGE_SIZE
-            && cache_aligned(Self::pad(header, headroom) + len) + bindings::RVH_SHARED_INFO
-                <= bindings::RVH_PAGE_SIZE
     }
 
     /// Bytes in front of the frame: room for the stack, for an XDP program, and the header.
@@ -75,23 +95,25 @@ impl TxBatch {
         cache_aligned(bindings::RVH_SKB_PAD + xdp + header)
     }
 
-    /// Copies a packet into a new buffer, and lets `fix` change its header before the device sees
-    /// it; `false` from that refuses the packet.
-    ///
-    /// The packet must [fit](Self::fits), and the batch must not be full.
+    /// Adds a packet, to be copied when the batch is filled; [`Refused::Length`] if it is too long
+    /// for a batch, or the batch is full.
+    #[inline]
     pub(crate) fn add(
         &mut self,
         user: &mut UserMem<'_>,
         packet: &Source<'_>,
         headroom: bool,
-        fix: impl FnOnce(&mut [u8; hdr::BASE_BYTES]) -> bool,
     ) -> Result<(), Refused> {
         let &Source { len, header, .. } = packet;
-        if header > hdr::MAX_BYTES || header > len || !Self::fits(len, header, headroom) {
+        if header > hdr::MAX_BYTES || header > len || len > bindings::RVH_PAGE_SIZE {
             return Err(Refused::Length);
         }
-        let slot = self.bufs.get_mut(self.count).ok_or(Refused::Length)?;
+        let at = self.filled + self.added.len();
+        let slot = self.bufs.get_mut(at).ok_or(Refused::Length)?;
         let pad = Self::pad(header, headroom);
+        if cache_aligned(pad + len) + bindings::RVH_SHARED_INFO > bindings::RVH_PAGE_SIZE {
+            return Err(Refused::Length);
+        }
         let size = cache_aligned(pad + len - header) + bindings::RVH_SHARED_INFO;
         // SAFETY: The cache is ours; the size is a page at most.
         // CAST: a page's size fits 32 bits; the mask is that of a power of two.
@@ -116,59 +138,148 @@ impl TxBatch {
                 start.add(pad + len - header),
             )
         };
-        // SAFETY: `len` bytes from `from` on are within the fragment.
-        unsafe { packet.copy(user, from) }.map_err(|_| Refused::Fault)?;
-        // The device looks for the header at the start, and reads the longest it knows.
-        let mut head = [0; hdr::MAX_BYTES];
-        // SAFETY: The header was just written there.
-        let copied = unsafe { slice::from_raw_parts(from, header) };
-        if let Some(to) = head.get_mut(..header) {
-            to.copy_from_slice(copied);
+        // INVARIANT: The copies go to `len` bytes from `from` on, which are within the fragment.
+        if !packet.plan(&mut self.copies, from) {
+            // SAFETY: `len` bytes from `from` on are within the fragment.
+            unsafe { packet.copy(user, from) }.map_err(|_| Refused::Fault)?;
         }
-        if header >= hdr::BASE_BYTES {
-            if let Some(base) = head.first_chunk_mut() {
-                if !fix(base) {
-                    return Err(Refused::Header);
-                }
-            }
+        let added = Added {
+            start,
+            from,
+            header,
+            len,
+            copies: self.copies.len(),
+        };
+        if self.added.push_within_capacity(added).is_err() {
+            return Err(Refused::Length);
         }
-        // SAFETY: The fragment starts with a cache line of padding, which is longer.
-        unsafe { ptr::copy_nonoverlapping(head.as_ptr(), start, head.len()) };
         // INVARIANT: The slot describes the fragment, which now belongs to the batch.
         slot.data_hard_start = fragment.keep().cast();
         slot.data = data.cast();
         slot.data_meta = data.cast();
         slot.data_end = end.cast();
-        slot.rxq = ptr::null_mut();
-        slot.txq = ptr::null_mut();
         // SAFETY: A number may be written to this field of the union.
         // CAST: a page at most. The high half, the flags, is zero.
         unsafe { *slot.__bindgen_anon_1.frame_sz_flags_init.as_mut() = size as u64 };
-        self.count += 1;
         Ok(())
     }
 
-    /// The filled buffers, for the device.
-    pub(super) fn filled(&mut self) -> (*mut bindings::xdp_buff, u16) {
-        // CAST: at most `BATCH`.
-        (self.bufs.as_mut_ptr(), self.count as u16)
+    /// Copies the packets that were added. `fix` may change the header of each before the device
+    /// sees it, and is told the length of header and frame; `false` from it refuses the packet.
+    /// `refused` is told of each packet that is left out.
+    #[inline]
+    pub(crate) fn fill(
+        &mut self,
+        user: &mut UserMem<'_>,
+        mut fix: impl FnMut(&mut [u8; hdr::BASE_BYTES], usize) -> bool,
+        mut refused: impl FnMut(Refused),
+    ) {
+        let first = self.filled;
+        let mut copied = self.carry_out(user, 0);
+        for (i, added) in self.added.iter().enumerate() {
+            let outcome = if copied < added.copies {
+                // Those of the packets behind it may succeed.
+                copied = self.carry_out(user, added.copies);
+                Err(Refused::Fault)
+            } else {
+                // SAFETY: All of the packet was copied; what it was copied to is ours.
+                unsafe { added.finish(&mut fix) }
+            };
+            // The places of packets that were left out are taken by those behind them.
+            if self.filled < first + i {
+                self.bufs.swap(self.filled, first + i);
+            }
+            match outcome {
+                Ok(()) => self.filled += 1,
+                Err(e) => {
+                    refused(e);
+                    drop(Fragment(added.start));
+                }
+            }
+        }
+        // INVARIANT: What was added is filled, or freed.
+        self.added.clear();
+        self.copies.clear();
     }
 
-    /// Empties the batch without freeing its buffers.
+    /// Carries out the copies from the `first`th on. Returns how many are done then, from the very
+    /// first on.
+    #[inline]
+    fn carry_out(&self, user: &mut UserMem<'_>, first: usize) -> usize {
+        let copies = self.copies.get(first..).unwrap_or(&[]);
+        // SAFETY: By the type's invariant the copies go to fragments of ours.
+        first + unsafe { user.get_all(copies) }
+    }
+
+    /// The filled buffers, for the device. Frees what was added since.
+    pub(super) fn filled(&mut self) -> (*mut bindings::xdp_buff, u16) {
+        self.drop_added();
+        // CAST: at most `BATCH`.
+        (self.bufs.as_mut_ptr(), self.filled as u16)
+    }
+
+    /// Empties the batch without freeing its filled buffers.
     ///
     /// # Safety
     ///
     /// The buffers must have been given away.
     pub(super) unsafe fn forget(&mut self) {
-        self.count = 0;
+        self.drop_added();
+        // INVARIANT: They are not ours any more.
+        self.filled = 0;
     }
 
     /// Frees all buffers.
     pub(crate) fn clear(&mut self) {
-        for buf in self.bufs.iter().take(self.count) {
+        self.drop_added();
+        for buf in self.bufs.iter().take(self.filled) {
             drop(Fragment(buf.data_hard_start.cast()));
         }
-        self.count = 0;
+        self.filled = 0;
+    }
+
+    fn drop_added(&mut self) {
+        for added in &self.added {
+            drop(Fragment(added.start));
+        }
+        self.added.clear();
+        self.copies.clear();
+    }
+}
+
+impl Added {
+    /// Puts the header to the very start of the fragment, where the device looks for it, and reads
+    /// the longest one it knows.
+    ///
+    /// # Safety
+    ///
+    /// The fragment must be as `TxBatch::add` made it, with the packet in it.
+    #[inline]
+    unsafe fn finish(
+        &self,
+        fix: &mut impl FnMut(&mut [u8; hdr::BASE_BYTES], usize) -> bool,
+    ) -> Result<(), Refused> {
+        // SAFETY: By the function's contract the header is there.
+        let header = unsafe { slice::from_raw_parts(self.from, self.header) };
+        let mut head = [0; hdr::MAX_BYTES];
+        if let Some(known) = header.first_chunk::<12>().filter(|_| header.len() == 12) {
+            // The common length, known to the compiler.
+            if let Some(to) = head.first_chunk_mut() {
+                *to = *known;
+            }
+        } else if let Some(to) = head.get_mut(..header.len()) {
+            to.copy_from_slice(header);
+        }
+        if header.len() >= hdr::BASE_BYTES {
+            if let Some(base) = head.first_chunk_mut() {
+                if !fix(base, self.len) {
+                    return Err(Refused::Header);
+                }
+            }
+        }
+        // SAFETY: The fragment starts with a cache line of padding, which is longer.
+        unsafe { self.start.cast::<[u8; hdr::MAX_BYTES]>().write(head) };
+        Ok(())
     }
 }
 
@@ -177,12 +288,12 @@ impl TxBatch {
 impl TxBatch {
     /// How many packets it holds.
     pub(crate) fn len(&self) -> usize {
-        self.count
+        self.filled
     }
 
     /// The start of a buffer, where the device looks for the header.
     pub(crate) fn start(&self, i: usize) -> Option<[u8; hdr::MAX_BYTES]> {
-        let buf = self.bufs.get(..self.count)?.get(i)?;
+        let buf = self.bufs.get(..self.filled)?.get(i)?;
         // SAFETY: By the type's invariant the fragment is ours, and starts with a header.
         Some(unsafe { buf.data_hard_start.cast::<[u8; hdr::MAX_BYTES]>().read() })
     }
@@ -235,12 +346,49 @@ pub(crate) struct Source<'a> {
 }
 
 impl Source<'_> {
+    /// Plans the copying of all of it to `to`. Returns whether there was room in `copies`; if not,
+    /// nothing was added.
+    #[inline]
+    fn plan(&self, copies: &mut KVec<bindings::rvh_copy>, mut to: *mut u8) -> bool {
+        let before = copies.len();
+        let planned = self.pieces(|user, n| {
+            let copy = bindings::rvh_copy {
+                user: user.0,
+                kernel: to.cast(),
+                len: n as u64,
+            };
+            to = to.wrapping_add(n);
+            copies.push_within_capacity(copy).is_ok()
+        });
+        if !planned {
+            copies.truncate(before);
+        }
+        planned
+    }
+
     /// Copies all of it to `to`.
     ///
     /// # Safety
     ///
     /// `len` bytes at `to` must be valid for writing.
     unsafe fn copy(&self, user: &mut UserMem<'_>, mut to: *mut u8) -> Result<(), Error> {
+        let copied = self.pieces(|from, n| {
+            // SAFETY: By the function's contract: the lengths add up to `len` at most.
+            let read = unsafe { user.read_raw(from, to, n) };
+            to = to.wrapping_add(n);
+            read.is_ok()
+        });
+        if copied {
+            Ok(())
+        } else {
+            Err(Error::Fault)
+        }
+    }
+
+    /// Passes its pieces on, `len` bytes in all. Returns whether that many are there, and `f`
+    /// succeeded for each.
+    #[inline]
+    fn pieces(&self, mut f: impl FnMut(Hva, usize) -> bool) -> bool {
         let mut skip = self.skip as u64;
         let mut left = self.len;
         for seg in self.segs {
@@ -250,18 +398,16 @@ impl Source<'_> {
             }
             // CAST: the smaller of the two fits.
             let n = (seg.len - skip).min(left as u64) as usize;
-            // SAFETY: By the function's contract: the lengths copied add up to `len` at most.
-            unsafe {
-                user.read_raw(seg.at.at(skip), to, n)?;
-                to = to.add(n);
+            if !f(seg.at.at(skip), n) {
+                return false;
             }
             skip = 0;
             left -= n;
             if left == 0 {
-                return Ok(());
+                return true;
             }
         }
-        Err(Error::Fault)
+        false
     }
 }
 

@@ -14,15 +14,23 @@
 #include <linux/wait.h>
 #include <net/xdp.h>
 
+struct vhost_task;
+
 /* params.c */
 extern char *rvh_param_devname;
+extern bool rvh_param_fork_from_owner_default;
+extern unsigned short rvh_param_max_mem_regions;
+extern int rvh_param_zcopytx;
 
 /* misc.c: tasks, locks, polling */
 void rvh_module_get(void);
+void rvh_module_put(void);
 void rvh_module_put_and_exit(void) __noreturn;
 void rvh_inherit_nice(struct task_struct *task);
 void rvh_set_current_state(unsigned int state);
 bool rvh_fatal_signal_pending(void);
+bool rvh_signal_pending(void);
+u64 rvh_local_clock(void);
 bool rvh_current_is_kthread(void);
 void rvh_cond_resched(void);
 bool rvh_need_resched(void);
@@ -30,7 +38,12 @@ void rvh_cpu_relax(void);
 int rvh_mutex_lock_killable(struct mutex *lock);
 void rvh_mutex_unlock(struct mutex *lock);
 void rvh_waitqueue_init(struct wait_queue_head *wq);
+void rvh_unlink_wait_entry(struct wait_queue_entry *entry);
 __poll_t rvh_vfs_poll(struct file *file, struct poll_table_struct *table);
+struct vhost_task *rvh_task_create(bool (*turn)(void *), void (*killed)(void *), void *state,
+				   const char *name);
+void rvh_task_start(struct vhost_task *task);
+void rvh_task_stop(struct vhost_task *task);
 
 /* usermem.c: memory of the current address space */
 bool rvh_access_ok(u64 addr, u64 len);
@@ -40,6 +53,16 @@ int rvh_load_u16(u64 addr, u16 *value);
 int rvh_store_u16(u64 addr, u16 value);
 int rvh_set_bits(u64 addr, u32 bits);
 int rvh_gather_descs(u64 table, const u16 *index, void *out, unsigned int count);
+
+/* One of many copies between kernel and user memory. */
+struct rvh_copy {
+	u64 user;
+	void *kernel;
+	u64 len;
+};
+
+unsigned int rvh_copy_all_to_user(const struct rvh_copy *copies, unsigned int count);
+unsigned int rvh_copy_all_from_user(const struct rvh_copy *copies, unsigned int count);
 
 /* tun.c: a TAP's ring */
 
@@ -57,9 +80,10 @@ struct rvh_packet {
 };
 
 int rvh_ring_consume(struct ptr_ring *ring, void **packets, int max, bool count_sent);
+void rvh_ring_free(void **packets, int count);
 void rvh_ring_unconsume(struct ptr_ring *ring, void **packets, int count);
 bool rvh_ring_empty(struct ptr_ring *ring);
-void rvh_tun_packet(void *packet, bool tunnel, struct rvh_packet *info);
+void rvh_tun_describe(void **packets, struct rvh_packet *infos, int count, bool tunnel);
 int rvh_tun_packet_to_user(void *packet, const struct rvh_packet *info,
 			   const struct iovec *iov, unsigned long nr, size_t skip);
 
@@ -69,7 +93,10 @@ bool rvh_sock_wants_headroom(struct socket *sock);
 bool rvh_sock_unlimited(struct socket *sock);
 int rvh_sock_send_batch(struct socket *sock, struct xdp_buff *bufs, unsigned short count);
 int rvh_sock_send(struct socket *sock, const struct iovec *iov, unsigned long nr,
-		  size_t skip, size_t len, bool more);
+		  size_t skip, size_t len, bool more, struct ubuf_info *ubuf);
+bool rvh_sock_zerocopy(struct socket *sock);
+void rvh_ubuf_init(struct ubuf_info *ubuf, const struct ubuf_info_ops *ops);
+bool rvh_ubuf_put(struct ubuf_info *ubuf);
 int rvh_sock_peek(struct socket *sock);
 int rvh_sock_receive(struct socket *sock, const struct iovec *iov, unsigned long nr,
 		     size_t skip, size_t len);

@@ -2,12 +2,19 @@
 #include <linux/kthread.h>
 #include <linux/module.h>
 #include <linux/sched.h>
+#include <linux/sched/clock.h>
 #include <linux/sched/signal.h>
+#include <linux/sched/vhost_task.h>
 #include <helpers/helpers.h>
 
 void rvh_module_get(void)
 {
 	__module_get(THIS_MODULE);
+}
+
+void rvh_module_put(void)
+{
+	module_put(THIS_MODULE);
 }
 
 void rvh_module_put_and_exit(void)
@@ -28,6 +35,16 @@ void rvh_set_current_state(unsigned int state)
 bool rvh_fatal_signal_pending(void)
 {
 	return fatal_signal_pending(current);
+}
+
+bool rvh_signal_pending(void)
+{
+	return signal_pending(current);
+}
+
+u64 rvh_local_clock(void)
+{
+	return local_clock();
 }
 
 bool rvh_current_is_kthread(void)
@@ -65,7 +82,32 @@ void rvh_waitqueue_init(struct wait_queue_head *wq)
 	init_waitqueue_head(wq);
 }
 
+void rvh_unlink_wait_entry(struct wait_queue_entry *entry)
+{
+	list_del_init(&entry->entry);
+}
+
 __poll_t rvh_vfs_poll(struct file *file, struct poll_table_struct *table)
 {
 	return vfs_poll(file, table);
+}
+
+struct vhost_task *rvh_task_create(bool (*turn)(void *), void (*killed)(void *), void *state,
+				   const char *name)
+{
+	if (!IS_ENABLED(CONFIG_VHOST_TASK))
+		return ERR_PTR(-EOPNOTSUPP);
+	return vhost_task_create(turn, killed, state, name);
+}
+
+void rvh_task_start(struct vhost_task *task)
+{
+	if (IS_ENABLED(CONFIG_VHOST_TASK))
+		vhost_task_start(task);
+}
+
+void rvh_task_stop(struct vhost_task *task)
+{
+	if (IS_ENABLED(CONFIG_VHOST_TASK))
+		vhost_task_stop(task);
 }

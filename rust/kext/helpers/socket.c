@@ -40,13 +40,39 @@ int rvh_sock_send_batch(struct socket *sock, struct xdp_buff *bufs, unsigned sho
 	return sock->ops->sendmsg(sock, &msg, 0);
 }
 
-int rvh_sock_send(struct socket *sock, const struct iovec *iov, unsigned long nr,
-		  size_t skip, size_t len, bool more)
+bool rvh_sock_zerocopy(struct socket *sock)
 {
+	return sock_flag(sock->sk, SOCK_ZEROCOPY);
+}
+
+void rvh_ubuf_init(struct ubuf_info *ubuf, const struct ubuf_info_ops *ops)
+{
+	ubuf->ops = ops;
+	ubuf->flags = SKBFL_ZEROCOPY_FRAG;
+	refcount_set(&ubuf->refcnt, 1);
+}
+
+bool rvh_ubuf_put(struct ubuf_info *ubuf)
+{
+	return refcount_dec_and_test(&ubuf->refcnt);
+}
+
+/* With @ubuf, the socket, a TAP's, may use the packet where it is. */
+int rvh_sock_send(struct socket *sock, const struct iovec *iov, unsigned long nr,
+		  size_t skip, size_t len, bool more, struct ubuf_info *ubuf)
+{
+	struct tun_msg_ctl ctl = {
+		.type = TUN_MSG_UBUF,
+		.ptr = ubuf,
+	};
 	struct msghdr msg = {
 		.msg_flags = MSG_DONTWAIT | (more ? MSG_MORE : 0),
 	};
 
+	if (ubuf) {
+		msg.msg_control = &ctl;
+		msg.msg_controllen = sizeof(ctl);
+	}
 	iov_iter_init(&msg.msg_iter, ITER_SOURCE, iov, nr, skip + len);
 	iov_iter_advance(&msg.msg_iter, skip);
 	return sock->ops->sendmsg(sock, &msg, len);

@@ -46,7 +46,23 @@ bool rvh_ring_empty(struct ptr_ring *ring)
 	return __ptr_ring_empty(ring);
 }
 
-void rvh_tun_packet(void *packet, bool tunnel, struct rvh_packet *info)
+/* Frees packets that were delivered. */
+void rvh_ring_free(void **packets, int count)
+{
+	int i;
+
+	/* Lets the skbs be freed together, as in a network device's poll. */
+	local_bh_disable();
+	for (i = 0; i < count; i++) {
+		if (tun_is_xdp_frame(packets[i]))
+			xdp_return_frame(tun_ptr_to_xdp(packets[i]));
+		else
+			napi_consume_skb(packets[i], 1);
+	}
+	local_bh_enable();
+}
+
+static void rvh_tun_packet(void *packet, bool tunnel, struct rvh_packet *info)
 {
 	struct virtio_net_hdr_v1_hash_tunnel *header = (void *)info->header;
 
@@ -77,6 +93,14 @@ void rvh_tun_packet(void *packet, bool tunnel, struct rvh_packet *info)
 			info->bad = virtio_net_hdr_from_skb(skb, (void *)header, true, true, vlan);
 		}
 	}
+}
+
+void rvh_tun_describe(void **packets, struct rvh_packet *infos, int count, bool tunnel)
+{
+	int i;
+
+	for (i = 0; i < count; i++)
+		rvh_tun_packet(packets[i], tunnel, &infos[i]);
 }
 
 int rvh_tun_packet_to_user(void *packet, const struct rvh_packet *info,

@@ -62,3 +62,124 @@ fault:
 	user_read_access_end();
 	return -EFAULT;
 }
+
+/* Up to this many bytes, copying word by word beats the processor's string instructions. */
+#define RVH_SHORT 256
+
+/* How many of the first @count copies are short, and touch user addresses only. */
+static unsigned int rvh_short_copies(const struct rvh_copy *copies, unsigned int count)
+{
+	unsigned int i;
+
+	for (i = 0; i < count; i++) {
+		if (copies[i].len > RVH_SHORT ||
+		    !access_ok(u64_to_user_ptr(copies[i].user), copies[i].len))
+			break;
+	}
+	return i;
+}
+
+#define rvh_get(type, to, from, len, label)					\
+	do {									\
+		unsafe_get_user(*(type *)(to), (const type __user *)(from), label);	\
+		(to) += sizeof(type);						\
+		(from) += sizeof(type);						\
+		(len) -= sizeof(type);						\
+	} while (0)
+
+#define rvh_put(type, to, from, len, label)					\
+	do {									\
+		unsafe_put_user(*(const type *)(from), (type __user *)(to), label);	\
+		(to) += sizeof(type);						\
+		(from) += sizeof(type);						\
+		(len) -= sizeof(type);						\
+	} while (0)
+
+/* Copies by @one: 64 bytes at a time, then what is left. */
+#define rvh_copy_short(one, to, from, len, label)				\
+	do {									\
+		while ((len) >= 64) {						\
+			one(u64, to, from, len, label);				\
+			one(u64, to, from, len, label);				\
+			one(u64, to, from, len, label);				\
+			one(u64, to, from, len, label);				\
+			one(u64, to, from, len, label);				\
+			one(u64, to, from, len, label);				\
+			one(u64, to, from, len, label);				\
+			one(u64, to, from, len, label);				\
+		}								\
+		while ((len) >= 8)						\
+			one(u64, to, from, len, label);				\
+		if ((len) >= 4)							\
+			one(u32, to, from, len, label);				\
+		if ((len) >= 2)							\
+			one(u16, to, from, len, label);				\
+		if (len)							\
+			one(u8, to, from, len, label);				\
+	} while (0)
+
+/*
+ * Copies in order, the short ones in as few windows of user access as possible. Returns how many
+ * were done: less than @count if the next one faults.
+ */
+unsigned int rvh_copy_all_to_user(const struct rvh_copy *copies, unsigned int count)
+{
+	unsigned int i = 0;
+
+	while (i < count) {
+		unsigned int end = i + rvh_short_copies(copies + i, count - i);
+		void __user *user = u64_to_user_ptr(copies[i].user);
+
+		if (end == i) {
+			if (_copy_to_user(user, copies[i].kernel, copies[i].len))
+				return i;
+			i++;
+			continue;
+		}
+		if (!user_write_access_begin(user, copies[i].len))
+			return i;
+		for (; i < end; i++) {
+			char __user *to = u64_to_user_ptr(copies[i].user);
+			const char *from = copies[i].kernel;
+			u64 len = copies[i].len;
+
+			rvh_copy_short(rvh_put, to, from, len, fault);
+		}
+		user_write_access_end();
+	}
+	return i;
+fault:
+	user_write_access_end();
+	return i;
+}
+
+unsigned int rvh_copy_all_from_user(const struct rvh_copy *copies, unsigned int count)
+{
+	unsigned int i = 0;
+
+	while (i < count) {
+		unsigned int end = i + rvh_short_copies(copies + i, count - i);
+		const char __user *from = u64_to_user_ptr(copies[i].user);
+
+		if (end == i) {
+			if (_copy_from_user(copies[i].kernel, from, copies[i].len))
+				return i;
+			i++;
+			continue;
+		}
+		if (!user_read_access_begin(from, copies[i].len))
+			return i;
+		for (; i < end; i++) {
+			char *to = copies[i].kernel;
+			u64 len = copies[i].len;
+
+			from = u64_to_user_ptr(copies[i].user);
+			rvh_copy_short(rvh_get, to, from, len, fault);
+		}
+		user_read_access_end();
+	}
+	return i;
+fault:
+	user_read_access_end();
+	return i;
+}
