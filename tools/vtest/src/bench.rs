@@ -1,37 +1,38 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Packets per second of the device, with a driver that costs next to nothing:
-//! descriptors and available entries are written once, then only indices move.
+//! Measurements of the device: what they are called, and what they print.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
-use std::time::Instant;
 
-use anyhow::bail;
 use anyhow::ensure;
 use anyhow::Context;
 use anyhow::Result;
 use clap::Args;
 use clap::ValueEnum;
 
+use crate::bench::rig::Rig;
+use crate::bench::rig::Shape;
+use crate::bench::threads::Threads;
 use crate::case::Ctx;
 use crate::case::Module;
-use crate::device::feature;
-use crate::frame::NetHdr;
 use crate::net;
-use crate::poll;
-use crate::ring::Desc;
-use crate::ring::F_WRITE;
-use crate::vmm::Setup;
-use crate::vmm::Vmm;
 
-/// Descriptors in each ring.
-const RING: u16 = 256;
-/// Packets that the driver publishes at once.
-const BATCH: u16 = 64;
-/// Packets that wait in the TAP when a measured RX round begins.
+mod life;
+mod lockstep;
+mod rate;
+mod rig;
+mod source;
+mod threads;
+
+/// Packets that wait in each TAP when a measured RX round begins.
 const BURST: u64 = 4096;
+/// The same for large packets.
+const GSO_BURST: u64 = 512;
+/// Large packets that are published at once.
+const GSO_BATCH: u16 = 8;
 
 /// Which way packets go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -40,8 +41,25 @@ pub(crate) enum Way {
     Tx,
     /// Network to guest: the TAP is filled first, emptying it is measured.
     Rx,
-    /// Both at once, the network's packets made by the same thread.
+    /// Both at once: as many packets each way, the TAP filled first.
     Both,
+}
+
+/// What to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// Packets per second.
+    Rate,
+    /// Cost of a packet, driver and device taking turns on one CPU.
+    Lockstep,
+    /// How often the threads of devices wake that have nothing to do.
+    Idle,
+    /// Time that one packet takes through a queue that sleeps.
+    Latency,
+    /// Time to set a device up and close it, and to stop and start it.
+    Start,
+    /// Memory that devices give back when they are closed.
+    Memory,
 }
 
 /// Options of `vtest bench`.
@@ -53,401 +71,286 @@ pub(crate) struct BenchArgs {
     /// Which implementation it is; found out from /sys/module by default.
     #[arg(long, alias = "module-name", value_enum)]
     module: Option<Module>,
+    /// What to measure.
+    #[arg(long, value_enum, default_value = "rate")]
+    what: What,
     /// Which way packets go.
     #[arg(long, value_enum, default_value = "tx")]
     direction: Way,
     /// Length of each frame.
     #[arg(long, default_value_t = 64)]
     size: usize,
+    /// Frames of 64 KB, to be segmented, instead.
+    #[arg(long)]
+    gso: bool,
     /// How long to measure.
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
     /// Send exactly this many packets instead.
     #[arg(long)]
     count: Option<u64>,
-    /// Chains that may be in the TX ring: 64 is lockstep, 256 keeps it full.
+    /// Descriptors in each ring.
+    #[arg(long, default_value_t = 256)]
+    ring: u16,
+    /// Packets that the driver publishes at once.
     #[arg(long, default_value_t = 64)]
-    window: u16,
+    batch: u16,
+    /// Chains that may be in the TX ring; as many as a batch by default.
+    #[arg(long)]
+    window: Option<u16>,
     /// Suppress notifications by flags instead of the event index.
     #[arg(long)]
     no_event_idx: bool,
-    /// Print one JSON object.
+    /// Put each chain into a table of its own.
     #[arg(long)]
-    json: bool,
+    indirect: bool,
+    /// Negotiate IN_ORDER.
+    #[arg(long)]
+    in_order: bool,
+    /// Describe guest memory by so many regions.
+    #[arg(long)]
+    regions: Option<usize>,
+    /// How long a queue polls before it sleeps, in microseconds.
+    #[arg(long, default_value_t = 0)]
+    busyloop: u32,
+    /// Run so many devices at once, each with a TAP of its own.
+    #[arg(long, default_value_t = 1)]
+    devices: u16,
+    /// Give the TAP so many queues, and each a device.
+    #[arg(long, default_value_t = 1)]
+    queues: u16,
+    /// Confine us to this CPU, and the device's threads to the next.
+    #[arg(long)]
+    pin: Option<usize>,
+    /// Mark what is measured in lockstep, for scripts/bench/profile.
+    #[arg(long)]
+    marks: bool,
+    /// Print one JSON object, for the case of this name.
+    #[arg(long)]
+    json: Option<String>,
 }
 
-/// What was measured.
-#[derive(Clone, Copy, Debug, Default)]
-struct Measured {
-    tx_packets: u64,
-    rx_packets: u64,
-    kicks: u64,
-    time: Duration,
+impl BenchArgs {
+    fn shape(&self) -> Shape {
+        Shape {
+            size: self.size,
+            gso: self.gso,
+            ring: self.ring,
+            event_idx: !self.no_event_idx,
+            indirect: self.indirect,
+            in_order: self.in_order,
+            regions: self.regions,
+            busyloop: self.busyloop,
+            queue_len: 2 * self.burst() as u32,
+        }
+    }
+
+    fn batch(&self) -> u16 {
+        if self.gso {
+            GSO_BATCH
+        } else {
+            self.batch
+        }
+    }
+
+    fn burst(&self) -> u64 {
+        if self.gso {
+            GSO_BURST
+        } else {
+            BURST
+        }
+    }
 }
 
-/// When to stop.
-struct Limit {
-    end: Option<Instant>,
-    count: u64,
-}
+/// What was found out, by name.
+#[derive(Default)]
+struct Figures(Vec<(&'static str, f64)>);
 
-impl Limit {
-    fn reached(&self, packets: u64) -> bool {
-        packets >= self.count || self.end.is_some_and(|end| Instant::now() >= end)
+impl Figures {
+    fn add(&mut self, name: &'static str, value: f64) {
+        self.0.push((name, value));
     }
 }
 
 /// Runs a measurement and prints it.
 pub(crate) fn run(args: &BenchArgs, module: Module) -> Result<bool> {
     ensure!(
-        (14..=65_535).contains(&args.size),
-        "frames have 14 to 65535 bytes"
+        (14..=65_521).contains(&args.size),
+        "frames have 14 to 65521 bytes"
     );
     ensure!(
-        args.window.is_power_of_two() && (BATCH..=RING).contains(&args.window),
-        "the window is 64, 128 or 256"
+        args.ring.is_power_of_two() && args.batch <= args.ring && args.batch > 0,
+        "the ring's size is a power of two, and a batch fits it"
     );
-    net::own_namespace()?;
+    if let Some(cpu) = args.pin {
+        threads::pin(0, cpu)?;
+    }
+    if args.what != What::Memory {
+        // What goes with a namespace is freed much later, perhaps while another run measures.
+        net::own_namespace()?;
+    }
     let ctx = Ctx {
         device: args.device.clone(),
         module: args.module.unwrap_or(module),
         seed: 1,
         cycles: 0,
     };
-    let mut features = feature::VERSION_1 | feature::MRG_RXBUF;
-    if !args.no_event_idx {
-        features |= feature::EVENT_IDX;
+    let mut figures = Figures::default();
+    match args.what {
+        What::Rate => rate(args, &ctx, &mut figures)?,
+        What::Lockstep => lockstep(args, &ctx, &mut figures)?,
+        What::Idle => idle(args, &ctx, &mut figures)?,
+        What::Latency => latency(args, &ctx, &mut figures)?,
+        What::Start => start(args, &ctx, &mut figures)?,
+        What::Memory => memory(args, &ctx, &mut figures)?,
     }
-    let vmm = Setup::new().features(features).size(RING).build(&ctx)?;
-    net::set_queue_len(vmm.tap.name(), 2 * BURST as i32)?;
-    let mut bench = Bench::new(vmm, args)?;
-    let warm = Limit {
-        end: None,
-        count: 2000,
-    };
-    bench.measure(args.direction, &warm)?;
-    let before = net::counters(bench.vmm.tap.name())?;
-    let limit = match args.count {
-        Some(count) => Limit { end: None, count },
-        None => Limit {
-            end: Some(Instant::now() + Duration::from_secs_f64(args.seconds)),
-            count: u64::MAX,
-        },
-    };
-    let measured = bench.measure(args.direction, &limit)?;
-    let after = net::counters(bench.vmm.tap.name())?;
-    let arrived = after.rx_packets - before.rx_packets;
-    report(args, ctx.module, &measured, arrived);
-    ensure!(
-        arrived == measured.tx_packets,
-        "{} packets were sent, {arrived} arrived",
-        measured.tx_packets
-    );
+    report(args, ctx.module, &figures);
     Ok(true)
 }
 
-fn report(args: &BenchArgs, module: Module, measured: &Measured, arrived: u64) {
-    let seconds = measured.time.as_secs_f64();
-    let rate = |packets: u64| packets as f64 / seconds;
-    let way = format!("{:?}", args.direction).to_lowercase();
-    if args.json {
-        println!(
-            "{{\"module\":\"{module}\",\"direction\":\"{way}\",\"size\":{},\"window\":{},\
-             \"seconds\":{seconds:.6},\"tx_packets\":{},\"tx_pps\":{:.0},\"tx_arrived\":{arrived},\
-             \"rx_packets\":{},\"rx_pps\":{:.0},\"kicks\":{}}}",
-            args.size,
-            args.window,
-            measured.tx_packets,
-            rate(measured.tx_packets),
-            measured.rx_packets,
-            rate(measured.rx_packets),
-            measured.kicks
-        );
-        return;
-    }
-    println!("{module} {way} {} bytes, {seconds:.3} s", args.size);
-    for (name, packets) in [("tx", measured.tx_packets), ("rx", measured.rx_packets)] {
-        if packets != 0 {
-            println!("{name}: {packets} packets, {:.0} per second", rate(packets));
-        }
-    }
-    println!("kicks: {}", measured.kicks);
+fn lockstep(args: &BenchArgs, ctx: &Ctx, figures: &mut Figures) -> Result<()> {
+    let (mut rigs, threads) = rigs(args, ctx)?;
+    let rig = &mut rigs[0];
+    let batch = args.batch();
+    let rounds = args.count.unwrap_or(16_384).div_ceil(batch.into()) as u32;
+    let cost = lockstep::run(rig, &threads, args.direction, batch, rounds, args.marks)?;
+    let each = |time: Duration| time.as_nanos() as f64 / cost.packets as f64;
+    figures.add("packets", cost.packets as f64);
+    figures.add("frame_bytes", rig.frame_len as f64);
+    figures.add("worker", each(cost.worker));
+    figures.add("whole", each(cost.section) - each(cost.source));
+    figures.add("source", each(cost.source));
+    figures.add("kicks", cost.kicks as f64);
+    Ok(())
 }
 
-/// A machine whose rings are prepared for a measurement.
-struct Bench {
-    vmm: Vmm,
-    window: u16,
-    frame: Vec<u8>,
-    tx_idx: u16,
-    rx_idx: u16,
-    rx_seen: u16,
-    event_idx: bool,
-    kicks: u64,
+/// The devices of a measurement, their threads confined.
+fn rigs(args: &BenchArgs, ctx: &Ctx) -> Result<(Vec<Rig>, Threads)> {
+    let shape = args.shape();
+    let mut rigs = Vec::new();
+    for device in 0..args.devices {
+        for _ in 0..args.queues {
+            let name = format!("vt{device}");
+            rigs.push(Rig::new(ctx, &shape, &name, args.queues > 1)?);
+        }
+    }
+    let threads = Threads::find()?;
+    if let Some(cpu) = args.pin {
+        threads.pin(cpu + 1)?;
+    }
+    if args.queues > 1 {
+        rigs.chunks_mut(args.queues.into())
+            .try_for_each(rig::steer)?;
+    }
+    Ok((rigs, threads))
 }
 
-impl Bench {
-    fn new(mut vmm: Vmm, args: &BenchArgs) -> Result<Self> {
-        let frame = vmm.tx_frames.plain(args.size);
-        let mut packet = NetHdr::default().bytes(vmm.hdr_len);
-        packet.extend(&frame);
-        let len = packet.len() as u32;
-        for slot in 0..RING {
-            let addr = vmm.mem.tx_buffer(u64::from(len).next_multiple_of(64))?;
-            vmm.mem.write(addr, &packet)?;
-            let desc = Desc {
-                addr,
-                len,
-                flags: 0,
-                next: 0,
-            };
-            vmm.tx.ring.set_desc(slot, desc);
-            vmm.tx.ring.set_avail(slot, slot);
-            let addr = vmm
-                .mem
-                .rx_buffer(u64::from(len.max(2048)).next_multiple_of(64))?;
-            let desc = Desc {
-                addr,
-                len: len.max(2048),
-                flags: F_WRITE,
-                next: 0,
-            };
-            vmm.rx.ring.set_desc(slot, desc);
-            vmm.rx.ring.set_avail(slot, slot);
-        }
-        vmm.rx_frames = vmm.tx_frames.clone();
-        vmm.wire.send_only(vmm.tap.name())?;
-        vmm.wire.bypass_qdisc()?;
-        Ok(Self {
-            event_idx: !args.no_event_idx,
-            window: args.window,
-            vmm,
-            frame,
-            tx_idx: 0,
-            rx_idx: 0,
-            rx_seen: 0,
-            kicks: 0,
-        })
+fn idle(args: &BenchArgs, ctx: &Ctx, figures: &mut Figures) -> Result<()> {
+    let (rigs, threads) = rigs(args, ctx)?;
+    let mut bench = rate::Bench::new(rigs, args.batch(), args.batch(), args.burst());
+    bench.run(Way::Both, &rate::Limit::packets(2000))?;
+    threads.cpu_ns()?;
+    let switches = threads.switches()?;
+    thread::sleep(Duration::from_secs_f64(args.seconds));
+    let wakeups = threads.switches()? - switches;
+    figures.add("threads", threads.count() as f64);
+    figures.add("wakeups_per_second", wakeups as f64 / args.seconds);
+    Ok(())
+}
+
+fn latency(args: &BenchArgs, ctx: &Ctx, figures: &mut Figures) -> Result<()> {
+    let (mut rigs, _) = rigs(args, ctx)?;
+    let count = args.count.unwrap_or(2000) as usize;
+    let times = lockstep::latency(&mut rigs[0], args.direction, count)?;
+    figures.add("p50_ns", times.at(50));
+    figures.add("p99_ns", times.at(99));
+    Ok(())
+}
+
+fn start(args: &BenchArgs, ctx: &Ctx, figures: &mut Figures) -> Result<()> {
+    let (mut rigs, _) = rigs(args, ctx)?;
+    let count = args.count.unwrap_or(200);
+    let (life, restart) = life::start(&mut rigs[0], ctx, count)?;
+    figures.add("life_ns", life.at(50));
+    figures.add("restart_ns", restart.at(50));
+    Ok(())
+}
+
+fn memory(args: &BenchArgs, ctx: &Ctx, figures: &mut Figures) -> Result<()> {
+    let (rigs, _) = rigs(args, ctx)?;
+    let mut bench = rate::Bench::new(rigs, args.batch(), args.batch(), args.burst());
+    bench.run(Way::Both, &rate::Limit::packets(2000))?;
+    figures.add("kb_per_pair", life::memory(bench.into_rigs())?);
+    Ok(())
+}
+
+/// Times, sorted.
+struct Times(Vec<Duration>);
+
+impl Times {
+    fn new(mut times: Vec<Duration>) -> Self {
+        times.sort();
+        Self(times)
     }
 
-    fn measure(&mut self, way: Way, limit: &Limit) -> Result<Measured> {
-        self.kicks = 0;
-        let mut measured = match way {
-            Way::Tx => self.tx(limit)?,
-            Way::Rx => self.rx(limit)?,
-            Way::Both => self.both(limit)?,
+    /// The time in nanoseconds that so many percent do not exceed.
+    fn at(&self, percent: usize) -> f64 {
+        let i = (self.0.len() * percent / 100).min(self.0.len() - 1);
+        self.0[i].as_nanos() as f64
+    }
+}
+
+fn rate(args: &BenchArgs, ctx: &Ctx, figures: &mut Figures) -> Result<()> {
+    let (rigs, threads) = rigs(args, ctx)?;
+    let window = args.window.unwrap_or(args.batch());
+    let mut bench = rate::Bench::new(rigs, args.batch(), window, args.burst());
+    bench.run(args.direction, &rate::Limit::packets(2000))?;
+    let limit = match args.count {
+        Some(count) => rate::Limit::packets(count),
+        None => rate::Limit::time(args.seconds),
+    };
+    let cpu = threads.cpu_ns()?;
+    let arrived = bench.arrived()?;
+    let rate = bench.run(args.direction, &limit)?;
+    let cpu = threads.cpu_ns()? - cpu;
+    let arrived = bench.arrived()? - arrived;
+    ensure!(
+        arrived == rate.tx_packets,
+        "{} packets were sent, {arrived} arrived",
+        rate.tx_packets
+    );
+    let seconds = rate.time.as_secs_f64();
+    figures.add("seconds", seconds);
+    figures.add("frame_bytes", bench.frame_len() as f64);
+    figures.add("tx_packets", rate.tx_packets as f64);
+    figures.add("tx_pps", rate.tx_packets as f64 / seconds);
+    figures.add("rx_packets", rate.rx_packets as f64);
+    figures.add("rx_pps", rate.rx_packets as f64 / seconds);
+    figures.add("kicks", rate.kicks as f64);
+    figures.add(
+        "cpu_ns",
+        cpu as f64 / (rate.tx_packets + rate.rx_all) as f64,
+    );
+    figures.add("threads", threads.count() as f64);
+    Ok(())
+}
+
+fn report(args: &BenchArgs, module: Module, figures: &Figures) {
+    let mut text = match &args.json {
+        Some(case) => format!("{{\"case\":\"{case}\",\"module\":\"{module}\""),
+        None => format!("{module} {:?} {:?}", args.what, args.direction).to_lowercase(),
+    };
+    for (name, value) in &figures.0 {
+        // Writing to a string cannot fail.
+        let _ = match args.json {
+            Some(_) => write!(text, ",\"{name}\":{value:.3}"),
+            None => write!(text, "\n{name:12} {value:.1}"),
         };
-        measured.kicks = self.kicks;
-        Ok(measured)
     }
-
-    /// Asks for no call before the indices have moved half way round.
-    fn suppress_calls(&self) {
-        if self.event_idx {
-            for (ring, idx) in [
-                (&self.vmm.tx.ring, self.tx_idx),
-                (&self.vmm.rx.ring, self.rx_idx),
-            ] {
-                ring.set_used_event(idx.wrapping_add(0x8000));
-            }
-        } else {
-            self.vmm.tx.disable_calls();
-            self.vmm.rx.disable_calls();
-        }
+    if args.json.is_some() {
+        text.push('}');
     }
-
-    /// Publishes `more` TX chains.
-    fn publish_tx(&mut self, more: u16) -> Result<()> {
-        let old = self.tx_idx;
-        self.tx_idx = old.wrapping_add(more);
-        self.suppress_calls();
-        self.vmm.tx.ring.set_avail_idx(self.tx_idx);
-        if self
-            .vmm
-            .tx
-            .ring
-            .wants_kick(self.event_idx, self.tx_idx, old)
-        {
-            self.kicks += 1;
-            self.vmm.tx.kick()?;
-        }
-        Ok(())
-    }
-
-    /// Publishes `more` RX buffers.
-    fn publish_rx(&mut self, more: u16) -> Result<()> {
-        let old = self.rx_idx;
-        self.rx_idx = old.wrapping_add(more);
-        self.suppress_calls();
-        self.vmm.rx.ring.set_avail_idx(self.rx_idx);
-        if self
-            .vmm
-            .rx
-            .ring
-            .wants_kick(self.event_idx, self.rx_idx, old)
-        {
-            self.kicks += 1;
-            self.vmm.rx.kick()?;
-        }
-        Ok(())
-    }
-
-    fn tx_in_flight(&self) -> u16 {
-        self.tx_idx.wrapping_sub(self.vmm.tx.ring.used_idx())
-    }
-
-    /// Keeps the window filled until the limit.
-    fn tx(&mut self, limit: &Limit) -> Result<Measured> {
-        let mut packets = 0;
-        let mut patience = Patience::new();
-        let start = Instant::now();
-        while !limit.reached(packets) {
-            let free = self.window - self.tx_in_flight().min(self.window);
-            if free < BATCH {
-                patience.wait("TX")?;
-                continue;
-            }
-            let left = limit.count - packets;
-            let more = BATCH.min(u16::try_from(left).unwrap_or(BATCH));
-            self.publish_tx(more)?;
-            packets += u64::from(more);
-            patience.renew();
-        }
-        while self.tx_in_flight() != 0 {
-            patience.wait("TX")?;
-        }
-        Ok(Measured {
-            tx_packets: packets,
-            time: start.elapsed(),
-            ..Measured::default()
-        })
-    }
-
-    fn send(&self, packets: u64) -> Result<()> {
-        self.vmm.wire.send_many(&self.frame, packets as usize)
-    }
-
-    /// Takes what came and posts the buffers anew once there are enough of them.
-    fn take_rx(&mut self, repost: bool) -> Result<u64> {
-        let used = self.vmm.rx.ring.used_idx();
-        let new = used.wrapping_sub(self.rx_seen);
-        if new == 0 {
-            return Ok(0);
-        }
-        let len = self.vmm.rx.ring.used(used.wrapping_sub(1)).len as usize;
-        ensure!(
-            len == self.frame.len() + self.vmm.hdr_len,
-            "a packet of {len} bytes with header arrived"
-        );
-        self.rx_seen = used;
-        let out = self.rx_idx.wrapping_sub(used);
-        if repost && out <= RING - BATCH {
-            self.publish_rx(RING - out)?;
-        }
-        Ok(u64::from(new))
-    }
-
-    /// Fills the TAP while there are no buffers, then measures how long the
-    /// device takes to empty it.
-    fn rx(&mut self, limit: &Limit) -> Result<Measured> {
-        let mut measured = Measured::default();
-        let mut patience = Patience::new();
-        while !limit.reached(measured.rx_packets) {
-            let burst = BURST.min(limit.count - measured.rx_packets);
-            // What is left of the last round's buffers is taken first.
-            let posted = u64::from(self.rx_idx.wrapping_sub(self.rx_seen));
-            self.send(posted)?;
-            let mut early = 0;
-            while early < posted {
-                early += self.take_rx(false)?;
-                patience.wait("RX without buffers")?;
-            }
-            self.send(burst)?;
-            patience.renew();
-            let start = Instant::now();
-            self.publish_rx(RING)?;
-            let mut packets = 0;
-            while packets < burst {
-                match self.take_rx(true)? {
-                    0 => patience.wait("RX")?,
-                    new => {
-                        packets += new;
-                        patience.renew();
-                    }
-                }
-            }
-            measured.time += start.elapsed();
-            measured.rx_packets += packets;
-        }
-        Ok(measured)
-    }
-
-    /// Both rings at once; the time includes making the packets to receive.
-    fn both(&mut self, limit: &Limit) -> Result<Measured> {
-        let mut measured = Measured::default();
-        let mut patience = Patience::new();
-        let mut coming = 0;
-        let posted = self.rx_idx.wrapping_sub(self.rx_seen);
-        if posted < RING {
-            self.publish_rx(RING - posted)?;
-        }
-        let start = Instant::now();
-        while !limit.reached(measured.tx_packets) {
-            if coming == 0 {
-                self.send(BATCH.into())?;
-                coming = u64::from(BATCH);
-            }
-            if self.tx_in_flight() <= self.window - BATCH {
-                self.publish_tx(BATCH)?;
-                measured.tx_packets += u64::from(BATCH);
-                patience.renew();
-            }
-            let new = self.take_rx(true)?;
-            coming -= new;
-            measured.rx_packets += new;
-            patience.wait("TX and RX")?;
-        }
-        while coming != 0 || self.tx_in_flight() != 0 {
-            let new = self.take_rx(true)?;
-            coming -= new;
-            measured.rx_packets += new;
-            patience.wait("TX and RX")?;
-        }
-        measured.time = start.elapsed();
-        Ok(measured)
-    }
-}
-
-/// Gives the CPU away between looks at the ring, and gives up in the end.
-struct Patience {
-    looks: u32,
-    deadline: Instant,
-}
-
-impl Patience {
-    fn new() -> Self {
-        Self {
-            looks: 0,
-            deadline: Instant::now() + poll::PATIENCE,
-        }
-    }
-
-    fn renew(&mut self) {
-        self.looks = 0;
-    }
-
-    fn wait(&mut self, what: &str) -> Result<()> {
-        self.looks += 1;
-        match self.looks {
-            1 => self.deadline = Instant::now() + poll::PATIENCE,
-            looks if looks % 1024 == 0 && Instant::now() > self.deadline => {
-                bail!("{what} made no progress in {:?}", poll::PATIENCE)
-            }
-            _ => {}
-        }
-        thread::yield_now();
-        Ok(())
-    }
+    println!("{text}");
 }
 
 /// Checks that the device can be opened before a namespace is made for it.

@@ -3,9 +3,12 @@
 //! What a test case is, and the table of all of them.
 
 use std::fmt;
+use std::fs;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::Duration;
 
+use anyhow::Context;
 use anyhow::Result;
 use clap::ValueEnum;
 
@@ -21,6 +24,18 @@ pub(crate) enum Module {
 }
 
 impl Module {
+    /// The value of a module parameter.
+    pub(crate) fn parameter(self, name: &str) -> Result<String> {
+        // Those of C are the shared core's.
+        let module = match self {
+            Self::C => "vhost",
+            Self::Rust => "rvhost_net",
+        };
+        let path = format!("/sys/module/{module}/parameters/{name}");
+        let value = fs::read_to_string(&path).context(path)?;
+        Ok(value.trim().to_owned())
+    }
+
     /// The module's name in /sys/module.
     pub(crate) fn kernel_name(self) -> &'static str {
         match self {
@@ -52,6 +67,24 @@ pub(crate) struct Ctx {
     pub(crate) cycles: u32,
 }
 
+/// What the running case has noted. Each case runs in a process of its own.
+static SEEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Notes something that was seen and that must be the same on both modules,
+/// for the list of results.
+pub(crate) fn seen(text: impl Into<String>) {
+    if let Ok(mut seen) = SEEN.lock() {
+        seen.push(text.into());
+    }
+}
+
+/// Takes what was noted, one line each.
+pub(crate) fn take_seen() -> String {
+    SEEN.lock()
+        .map(|mut seen| std::mem::take(&mut *seen).join("\n"))
+        .unwrap_or_default()
+}
+
 /// A reason not to run a case here.
 #[derive(Debug)]
 pub(crate) struct Skip(pub(crate) String);
@@ -69,13 +102,18 @@ pub(crate) fn skip<T>(reason: &str) -> Result<T> {
     Err(Skip(reason.to_owned()).into())
 }
 
-/// What the C module does and what the replacement does instead, on purpose.
-#[derive(Clone, Copy, Debug)]
+/// A row of Documentation/compat.rst: what the C module does and what the
+/// replacement does instead, on purpose. Several cases may show one row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Better {
+    /// In which situation.
+    pub(crate) when: &'static str,
     /// Behaviour of the C module.
     pub(crate) c: &'static str,
     /// Behaviour of the replacement.
     pub(crate) rust: &'static str,
+    /// Why no VMM depends on what the C module does.
+    pub(crate) why: &'static str,
 }
 
 type Body = Box<dyn Fn(&Ctx) -> Result<()>>;

@@ -86,6 +86,42 @@ ioctl_iow_nr!(SET_FEATURES_ARRAY, VHOST, 0x83, u64);
 ioctl_iow_nr!(SET_FORK_FROM_OWNER, VHOST, 0x84, u8);
 ioctl_ior_nr!(GET_FORK_FROM_OWNER, VHOST, 0x85, u8);
 
+/// What an ioctl is called.
+pub(crate) fn name(number: libc::c_ulong) -> String {
+    let names: [(libc::c_ulong, &str); 28] = [
+        (GET_FEATURES(), "GET_FEATURES"),
+        (SET_FEATURES(), "SET_FEATURES"),
+        (SET_OWNER(), "SET_OWNER"),
+        (RESET_OWNER(), "RESET_OWNER"),
+        (SET_MEM_TABLE(), "SET_MEM_TABLE"),
+        (SET_LOG_BASE(), "SET_LOG_BASE"),
+        (SET_LOG_FD(), "SET_LOG_FD"),
+        (NEW_WORKER(), "NEW_WORKER"),
+        (FREE_WORKER(), "FREE_WORKER"),
+        (SET_VRING_NUM(), "SET_VRING_NUM"),
+        (SET_VRING_ADDR(), "SET_VRING_ADDR"),
+        (SET_VRING_BASE(), "SET_VRING_BASE"),
+        (GET_VRING_BASE(), "GET_VRING_BASE"),
+        (SET_VRING_ENDIAN(), "SET_VRING_ENDIAN"),
+        (ATTACH_VRING_WORKER(), "ATTACH_VRING_WORKER"),
+        (GET_VRING_WORKER(), "GET_VRING_WORKER"),
+        (SET_VRING_KICK(), "SET_VRING_KICK"),
+        (SET_VRING_CALL(), "SET_VRING_CALL"),
+        (SET_VRING_ERR(), "SET_VRING_ERR"),
+        (SET_VRING_BUSYLOOP_TIMEOUT(), "SET_VRING_BUSYLOOP_TIMEOUT"),
+        (GET_VRING_BUSYLOOP_TIMEOUT(), "GET_VRING_BUSYLOOP_TIMEOUT"),
+        (SET_BACKEND_FEATURES(), "SET_BACKEND_FEATURES"),
+        (GET_BACKEND_FEATURES(), "GET_BACKEND_FEATURES"),
+        (NET_SET_BACKEND(), "NET_SET_BACKEND"),
+        (GET_FEATURES_ARRAY(), "GET_FEATURES_ARRAY"),
+        (SET_FEATURES_ARRAY(), "SET_FEATURES_ARRAY"),
+        (SET_FORK_FROM_OWNER(), "SET_FORK_FROM_OWNER"),
+        (GET_FORK_FROM_OWNER(), "GET_FORK_FROM_OWNER"),
+    ];
+    let known = names.iter().find(|(known, _)| *known == number);
+    known.map_or(format!("ioctl {number:#x}"), |(_, name)| (*name).to_owned())
+}
+
 /// Issues vhost ioctls on a file descriptor.
 #[derive(Clone, Copy)]
 pub(crate) struct Raw(pub(crate) RawFd);

@@ -7,6 +7,7 @@
 //! device does to rings, buffers and eventfds is compared with what
 //! Linux's vhost-net does.
 
+use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,18 +26,22 @@ use crate::case::Module;
 use crate::report::Report;
 
 mod bench;
+mod better;
 mod bpf;
 mod case;
 mod cases;
 mod device;
+mod document;
 mod errno;
 mod frame;
 mod ioctl;
 mod mem;
+mod model;
 mod net;
 mod poll;
 mod process;
 mod report;
+mod results;
 mod ring;
 mod runner;
 mod tap;
@@ -56,12 +61,17 @@ struct Cli {
 enum Command {
     /// Print the names of all cases, and what differs on purpose.
     List {
-        /// Only cases whose name contains this; `*` matches anything.
+        /// Only cases whose name contains one of these; `*` matches anything.
         #[arg(long)]
-        filter: Option<String>,
+        filter: Vec<String>,
+        /// Only the groups that pin down the interface.
+        #[arg(long)]
+        abi: bool,
     },
     /// Run the cases.
     Run(RunArgs),
+    /// Compare the results of two runs.
+    Compare(CompareArgs),
     /// Measure packets per second.
     Bench(BenchArgs),
 }
@@ -74,24 +84,46 @@ struct RunArgs {
     /// Which implementation it is; found out from /sys/module by default.
     #[arg(long, alias = "module-name", value_enum)]
     module: Option<Module>,
-    /// Only cases whose name contains this; `*` matches anything.
+    /// Only cases whose name contains one of these; `*` matches anything.
     #[arg(long)]
-    filter: Option<String>,
+    filter: Vec<String>,
+    /// Only the groups that pin down the interface.
+    #[arg(long)]
+    abi: bool,
+    /// Write what became of each case, and what it saw, to this file.
+    #[arg(long)]
+    results: Option<PathBuf>,
     /// Seed of packet contents and shapes.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Rounds of the cases that start and stop the device many times.
+    /// Rounds of the cases that start and stop the device many times, and
+    /// hundreds of calls of those that call at random.
     #[arg(long, default_value_t = 1000)]
     cycles: u32,
 }
 
+#[derive(Args)]
+struct CompareArgs {
+    /// Results of C vhost_net.
+    c: PathBuf,
+    /// Results of rvhost_net.
+    rust: PathBuf,
+    /// Write the tables into this document.
+    #[arg(long)]
+    document: Option<PathBuf>,
+    /// Only see whether they are there.
+    #[arg(long, requires = "document")]
+    check: bool,
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::List { filter } => {
-            list(filter.as_deref());
+        Command::List { filter, abi } => {
+            list(&filter, abi);
             Ok(true)
         }
         Command::Run(args) => run(&args),
+        Command::Compare(args) => compare(&args),
         Command::Bench(args) => {
             bench::check(&args).and_then(|()| bench::run(&args, loaded_module()))
         }
@@ -106,10 +138,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn selected(filter: Option<&str>) -> Vec<Case> {
+fn selected(filters: &[String], abi: bool) -> Vec<Case> {
     let mut cases = cases::all();
-    if let Some(filter) = filter {
-        cases.retain(|case| matches(filter, &case.name));
+    cases.retain(|case| !abi || cases::is_abi(case));
+    if !filters.is_empty() {
+        cases.retain(|case| filters.iter().any(|filter| matches(filter, &case.name)));
     }
     cases
 }
@@ -126,10 +159,11 @@ fn matches(filter: &str, name: &str) -> bool {
     true
 }
 
-fn list(filter: Option<&str>) {
-    for case in selected(filter) {
+fn list(filters: &[String], abi: bool) {
+    for case in selected(filters, abi) {
         println!("{}", case.name);
         if let Some(better) = case.better {
+            println!("    when: {}", better.when);
             println!("    c:    {}", better.c);
             println!("    rust: {}", better.rust);
         }
@@ -152,7 +186,7 @@ fn run(args: &RunArgs) -> Result<bool> {
         cycles: args.cycles,
     };
     device::open(&ctx.device).context("is the module loaded?")?;
-    let cases = selected(args.filter.as_deref());
+    let cases = selected(&args.filter, args.abi);
     anyhow::ensure!(!cases.is_empty(), "no case matches");
     let mut report = Report::default();
     let start = Instant::now();
@@ -167,7 +201,20 @@ fn run(args: &RunArgs) -> Result<bool> {
         let finished = runner::run(case, &ctx)?;
         report.add(case, ctx.module, &finished);
     }
+    if let Some(path) = &args.results {
+        fs::write(path, report.list()).with_context(|| path.display().to_string())?;
+    }
     Ok(report.finish(start.elapsed()))
+}
+
+fn compare(args: &CompareArgs) -> Result<bool> {
+    let cases = cases::all();
+    let (c, rust) = (results::read(&args.c)?, results::read(&args.rust)?);
+    let alike = results::compare(&cases, &c, &rust);
+    if let (true, Some(document)) = (alike, &args.document) {
+        document::update(document, args.check, &cases, &c, &rust)?;
+    }
+    Ok(alike)
 }
 
 #[cfg(test)]

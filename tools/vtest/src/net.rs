@@ -119,6 +119,36 @@ pub(crate) fn add_vlan(parent: &str, name: &str, id: u16) -> Result<()> {
     link_request(libc::RTM_NEWLINK, flags, 0, &attributes).with_context(|| format!("making {name}"))
 }
 
+/// Makes a pair of interfaces, of which each receives what the other sends.
+pub(crate) fn add_veth(name: &str, peer: &str) -> Result<()> {
+    const VETH_INFO_PEER: u16 = 1;
+    // struct ifinfomsg, then the attributes of the peer.
+    let mut other = vec![0; 16];
+    other.extend(attribute(libc::IFLA_IFNAME, peer.as_bytes()));
+    let data = attribute(VETH_INFO_PEER, &other);
+    let mut info = attribute(libc::IFLA_INFO_KIND, b"veth");
+    info.extend(attribute(libc::IFLA_INFO_DATA, &data));
+    let mut attributes = attribute(libc::IFLA_IFNAME, name.as_bytes());
+    attributes.extend(attribute(libc::IFLA_LINKINFO, &info));
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    link_request(libc::RTM_NEWLINK, flags, 0, &attributes).with_context(|| format!("making {name}"))
+}
+
+/// Makes a MacVTap that has all packets of `parent`, with this index.
+pub(crate) fn add_macvtap(parent: &str, name: &str, index: i32) -> Result<()> {
+    const IFLA_MACVLAN_MODE: u16 = 1;
+    const PASSTHRU: u32 = 8;
+    let data = attribute(IFLA_MACVLAN_MODE, &PASSTHRU.to_ne_bytes());
+    let mut info = attribute(libc::IFLA_INFO_KIND, b"macvtap");
+    info.extend(attribute(libc::IFLA_INFO_DATA, &data));
+    let mut attributes = attribute(libc::IFLA_LINK, &self::index(parent)?.to_ne_bytes());
+    attributes.extend(attribute(libc::IFLA_IFNAME, name.as_bytes()));
+    attributes.extend(attribute(libc::IFLA_LINKINFO, &info));
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    link_request(libc::RTM_NEWLINK, flags, index, &attributes)
+        .with_context(|| format!("making {name}"))
+}
+
 /// A netlink attribute, padded to a multiple of 4 bytes.
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let mut bytes = ((4 + value.len()) as u16).to_ne_bytes().to_vec();

@@ -45,7 +45,8 @@ pub(crate) struct Child {
     reaped: bool,
 }
 
-fn pipe() -> Result<(File, File)> {
+/// A pipe: the end to read from, and the end to write to.
+pub(crate) fn pipe() -> Result<(File, File)> {
     let mut ends = [0; 2];
     // SAFETY: `ends` has room for the two descriptors.
     if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::case::Case;
 use crate::case::Module;
+use crate::results;
 use crate::runner::Finished;
 use crate::runner::Verdict;
 
@@ -16,6 +17,7 @@ pub(crate) struct Report {
     failed: Vec<String>,
     skipped: usize,
     number: usize,
+    list: String,
 }
 
 impl Report {
@@ -28,10 +30,11 @@ impl Report {
     /// Prints one result.
     pub(crate) fn add(&mut self, case: &Case, module: Module, finished: &Finished) {
         self.number += 1;
+        self.list += &results::line(case, &finished.verdict);
         let (number, name) = (self.number, &case.name);
         let time = milliseconds(finished.time);
         match &finished.verdict {
-            Verdict::Passed => {
+            Verdict::Passed(_) => {
                 self.passed += 1;
                 println!("ok {number} - {name} # {time}");
             }
@@ -50,10 +53,15 @@ impl Report {
                         Module::C => better.c,
                         Module::Rust => better.rust,
                     };
-                    println!("  # rule for the {module} module: {rule}");
+                    println!("  # {}: the {module} module: {rule}", better.when);
                 }
             }
         }
+    }
+
+    /// The machine-readable list so far.
+    pub(crate) fn list(&self) -> &str {
+        &self.list
     }
 
     /// Prints the sums; true when nothing failed.

@@ -20,6 +20,7 @@ use std::time::Instant;
 use anyhow::Context;
 use anyhow::Result;
 
+use crate::case;
 use crate::case::Case;
 use crate::case::Ctx;
 use crate::case::Skip;
@@ -29,8 +30,8 @@ use crate::poll;
 /// How a case ended.
 #[derive(Clone, Debug)]
 pub(crate) enum Verdict {
-    /// As it should.
-    Passed,
+    /// As it should, and what the case noted.
+    Passed(String),
     /// Not run, and why.
     Skipped(String),
     /// Not as it should, and what was seen.
@@ -114,7 +115,7 @@ fn in_child(case: &Case, ctx: &Ctx) -> Result<Verdict> {
     let len = reader.read(&mut buffer).context("reading the verdict")?;
     text.push_str(&String::from_utf8_lossy(&buffer[..len]));
     Ok(match text.split_at_checked(1) {
-        Some(("P", _)) => Verdict::Passed,
+        Some(("P", seen)) => Verdict::Passed(seen.to_owned()),
         Some(("S", reason)) => Verdict::Skipped(reason.to_owned()),
         Some(("F", reason)) => Verdict::Failed(reason.to_owned()),
         _ => Verdict::Failed(format!("ended without a verdict, wait status {status:#x}")),
@@ -174,7 +175,7 @@ fn child_main(case: &Case, ctx: &Ctx, mut writer: File) -> ! {
         case.run(ctx)
     }));
     let text = match result {
-        Ok(Ok(())) => "P".to_owned(),
+        Ok(Ok(())) => format!("P{}", case::take_seen()),
         Ok(Err(error)) => match error.downcast_ref::<Skip>() {
             Some(skip) => format!("S{skip}"),
             None => format!("F{error:#}"),

@@ -102,6 +102,35 @@ impl Tap {
         Ok(tap)
     }
 
+    /// Makes a MacVTap on `parent` and opens it.
+    pub(crate) fn open_macvtap(name: &str, parent: &str, options: &TapOptions) -> Result<Self> {
+        // The node is named after the index, whatever the namespace.
+        let index = 100_000 + std::process::id() as i32;
+        net::add_macvtap(parent, name, index)?;
+        net::set_up(name, true)?;
+        let path = format!("/dev/tap{index}");
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
+            .open(&path)
+            .context(path)?;
+        let mut req = net::ifreq(name)?;
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        req.ifr_ifru.ifru_flags = flags as libc::c_short;
+        // SAFETY: The fd is a macvtap file and `req` a valid ifreq.
+        check("TUNSETIFF", unsafe {
+            ioctl_with_ref(&file, TUNSETIFF(), &req)
+        })?;
+        let tap = Self {
+            file,
+            name: name.to_owned(),
+        };
+        tap.set_header(options.header)?;
+        tap.set_sndbuf(options.sndbuf)?;
+        Ok(tap)
+    }
+
     /// Opens a tun file that belongs to no interface.
     pub(crate) fn open_unattached() -> Result<File> {
         OpenOptions::new()

@@ -24,8 +24,6 @@ use crate::poll;
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
 /// `PACKET_VNET_HDR` of linux/if_packet.h.
 const PACKET_VNET_HDR: libc::c_int = 15;
-/// `PACKET_QDISC_BYPASS` of linux/if_packet.h.
-const PACKET_QDISC_BYPASS: libc::c_int = 20;
 /// Header bytes the kernel puts before each packet.
 const HDR: usize = 10;
 
@@ -45,6 +43,15 @@ impl Wire {
         wire.option(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20)?;
         wire.option(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 64 << 20)?;
         wire.bind(name, protocol)?;
+        Ok(wire)
+    }
+
+    /// Opens a socket that has packets without a header.
+    pub(crate) fn headerless(name: &str) -> Result<Self> {
+        let wire = Self::unbound()?;
+        wire.option(libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)?;
+        wire.option(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20)?;
+        wire.bind(name, (libc::ETH_P_ALL as u16).to_be())?;
         Ok(wire)
     }
 
@@ -105,11 +112,6 @@ impl Wire {
         Ok(())
     }
 
-    /// Sends past the queueing discipline.
-    pub(crate) fn bypass_qdisc(&self) -> Result<()> {
-        self.option(libc::SOL_PACKET, PACKET_QDISC_BYPASS, 1)
-    }
-
     /// Sends a frame to the guest; the interface accepting it is not yet the
     /// guest receiving it.
     pub(crate) fn send(&self, hdr: &NetHdr, frame: &[u8]) -> Result<()> {
@@ -140,49 +142,19 @@ impl Wire {
         Ok(())
     }
 
-    /// Becomes a socket that receives nothing and sends frames without headers
-    /// to interface `name`.
-    pub(crate) fn send_only(&mut self, name: &str) -> Result<()> {
-        let fresh = Self::unbound()?;
-        fresh.option(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 64 << 20)?;
-        fresh.bind(name, 0)?;
-        *self = fresh;
-        Ok(())
-    }
-
-    /// Sends the same frame many times, with few system calls; for sockets
-    /// that are [`Self::send_only`].
-    pub(crate) fn send_many(&self, frame: &[u8], count: usize) -> Result<()> {
-        const CHUNK: usize = 64;
-        let mut part = libc::iovec {
-            iov_base: frame.as_ptr().cast_mut().cast(),
-            iov_len: frame.len(),
-        };
-        // SAFETY: mmsghdr is plain data for which all zeroes are valid.
-        let mut messages: [libc::mmsghdr; CHUNK] = unsafe { std::mem::zeroed() };
-        for message in &mut messages {
-            message.msg_hdr.msg_iov = &mut part;
-            message.msg_hdr.msg_iovlen = 1;
-        }
-        let mut left = count;
-        while left > 0 {
-            let now = left.min(CHUNK);
-            // SAFETY: The first `now` messages point to one valid buffer, which
-            // is only read.
-            let sent = unsafe {
-                libc::sendmmsg(
-                    self.fd.as_raw_fd(),
-                    messages.as_mut_ptr(),
-                    now as libc::c_uint,
-                    0,
-                )
-            };
-            if sent <= 0 {
-                return Err(io::Error::last_os_error()).context("sendmmsg");
+    /// Throws away all frames that have arrived, also those whose header, made up by
+    /// the guest, the socket cannot put into words.
+    pub(crate) fn drain(&self) -> Result<()> {
+        loop {
+            match self.try_recv() {
+                Ok(Some(_)) => {}
+                Ok(None) => return Ok(()),
+                Err(e) => match e.downcast_ref::<io::Error>() {
+                    Some(cause) if cause.raw_os_error() == Some(libc::EINVAL) => {}
+                    _ => return Err(e),
+                },
             }
-            left -= sent as usize;
         }
-        Ok(())
     }
 
     /// Takes a frame from the guest where one has arrived; what exceeds 128 KiB

@@ -7,7 +7,7 @@ use anyhow::ensure;
 use anyhow::Context;
 use anyhow::Result;
 
-use crate::case::Better;
+use crate::better;
 use crate::case::Ctx;
 use crate::case::Module;
 use crate::case::Table;
@@ -27,29 +27,25 @@ use crate::vmm::Vmm;
 
 const MERGEABLE: u64 = feature::VERSION_1 | feature::MRG_RXBUF;
 
-const LEAKED: Better = Better {
-    c: "err; the chain is never given back; the next kick uses the next chain",
-    rust: "err; the chain is given back with length 0 and the packet kept for the next",
-};
-
 pub(super) fn register(table: &mut Table) {
-    table.add_better("bad_rx::readable_chain_is_refused", LEAKED, readable);
+    table.add_better(
+        "bad_rx::readable_chain_is_refused",
+        better::RX_LEAK,
+        readable,
+    );
     table.add_better(
         "bad_rx::readable_before_writable_is_refused",
-        LEAKED,
+        better::RX_LEAK,
         readable_first,
     );
     table.add_better(
         "bad_rx::chain_of_zero_length_descriptors_is_refused",
-        LEAKED,
+        better::RX_LEAK,
         zero_lengths,
     );
     table.add_better(
         "bad_rx::readable_third_of_three_buffers_rewinds_to_the_first",
-        Better {
-            c: "err; the rewind is one short: the first buffer is lost",
-            rust: "err; all buffers of the packet are put back, or the bad one given back",
-        },
+        better::RX_REWIND,
         rewinds,
     );
     table.add("bad_rx::no_buffer_keeps_the_packet", no_buffer);
@@ -76,18 +72,12 @@ pub(super) fn register(table: &mut Table) {
     );
     table.add_better(
         "bad_rx::unwritable_payload_page",
-        Better {
-            c: "the packet is delivered with full length, its payload missing",
-            rust: "the packet is dropped, the buffer stays",
-        },
+        better::RX_PAYLOAD,
         payload_gone,
     );
     table.add_better(
         "bad_rx::tap_header_size_differs_from_that_of_the_features",
-        Better {
-            c: "drops every packet until they are equal",
-            rust: "delivers: it writes the header itself, as long as the features say",
-        },
+        better::HEADER_SIZE,
         header_size,
     );
 }

@@ -6,8 +6,8 @@ use anyhow::ensure;
 use anyhow::Context;
 use anyhow::Result;
 
+use crate::better;
 use crate::case::skip;
-use crate::case::Better;
 use crate::case::Ctx;
 use crate::case::Module;
 use crate::case::Table;
@@ -27,35 +27,30 @@ use crate::virtqueue::Seg;
 use crate::vmm::Setup;
 use crate::vmm::Vmm;
 
-const LEAKED: Better = Better {
-    c: "err; the chain is never given back, what follows is sent",
-    rust: "err; the chain is given back with length 0, what follows is sent",
-};
-const SPIN: Better = Better {
-    c: "retries for ever at full CPU load, the queue is blocked; not run",
-    rust: "the packet is dropped, its chain given back",
-};
-
 pub(super) fn register(table: &mut Table) {
-    table.add_better("bad_tx::writable_chain_is_refused", LEAKED, writable_only);
+    table.add_better(
+        "bad_tx::writable_chain_is_refused",
+        better::TX_LEAK,
+        writable_only,
+    );
     table.add_better(
         "bad_tx::writable_descriptor_last_is_refused",
-        LEAKED,
+        better::TX_LEAK,
         writable_last,
     );
     table.add_better(
         "bad_tx::chain_of_zero_length_descriptors_is_refused",
-        LEAKED,
+        better::TX_LEAK,
         zero_lengths,
     );
     table.add_better(
         "bad_tx::header_without_packet_is_refused_by_net_hdr",
-        LEAKED,
+        better::TX_LEAK,
         net_hdr_only,
     );
     table.add_better(
         "bad_tx::checksum_behind_the_packet_is_dropped",
-        SPIN,
+        better::TX_SPIN,
         |ctx| {
             let hdr = NetHdr {
                 flags: NEEDS_CSUM,
@@ -69,24 +64,32 @@ pub(super) fn register(table: &mut Table) {
             })
         },
     );
-    table.add_better("bad_tx::shorter_than_the_header_is_dropped", SPIN, |ctx| {
-        dropped_better(ctx, |vmm| buffer(vmm, 8))
-    });
-    table.add_better("bad_tx::one_byte_is_dropped", SPIN, |ctx| {
+    table.add_better(
+        "bad_tx::shorter_than_the_header_is_dropped",
+        better::TX_SPIN,
+        |ctx| dropped_better(ctx, |vmm| buffer(vmm, 8)),
+    );
+    table.add_better("bad_tx::one_byte_is_dropped", better::TX_SPIN, |ctx| {
         dropped_better(ctx, |vmm| buffer(vmm, 1))
     });
-    table.add_better("bad_tx::packet_of_6_mib_is_dropped", SPIN, |ctx| {
-        dropped_better(ctx, |vmm| buffer(vmm, 6 << 20))
-    });
-    table.add_better("bad_tx::unreadable_buffer_is_dropped", SPIN, |ctx| {
-        unreadable(ctx, 1500, 0)
-    });
-    table.add_better("bad_tx::unreadable_payload_is_dropped", SPIN, |ctx| {
-        unreadable(ctx, 3000, PAGE)
-    });
+    table.add_better(
+        "bad_tx::packet_of_6_mib_is_dropped",
+        better::TX_SPIN,
+        |ctx| dropped_better(ctx, |vmm| buffer(vmm, 6 << 20)),
+    );
+    table.add_better(
+        "bad_tx::unreadable_buffer_is_dropped",
+        better::TX_SPIN,
+        |ctx| unreadable(ctx, 1500, 0),
+    );
+    table.add_better(
+        "bad_tx::unreadable_payload_is_dropped",
+        better::TX_SPIN,
+        |ctx| unreadable(ctx, 3000, PAGE),
+    );
     table.add_better(
         "bad_tx::unreadable_payload_of_large_packet_is_dropped",
-        SPIN,
+        better::TX_SPIN,
         |ctx| unreadable(ctx, 30_000, PAGE),
     );
     for (name, len) in [("no", 0), ("1", 1), ("10", 10), ("13", 13)] {
@@ -273,7 +276,7 @@ fn drop_one(vmm: &mut Vmm, segs: &[Seg]) -> Result<()> {
 
 fn dropped_better(ctx: &Ctx, make: impl Fn(&mut Vmm) -> Result<Vec<Seg>>) -> Result<()> {
     match ctx.module {
-        Module::C => skip(SPIN.c),
+        Module::C => skip(better::TX_SPIN.c),
         Module::Rust => dropped(ctx, make),
     }
 }
@@ -281,7 +284,7 @@ fn dropped_better(ctx: &Ctx, make: impl Fn(&mut Vmm) -> Result<Vec<Seg>>) -> Res
 /// A packet of `len` bytes of which the pages from `offset` on are gone.
 fn unreadable(ctx: &Ctx, len: u32, offset: u64) -> Result<()> {
     if ctx.module == Module::C {
-        return skip(SPIN.c);
+        return skip(better::TX_SPIN.c);
     }
     let mut vmm = Setup::new().build(ctx)?;
     vmm.check_tx(60, &Split::Whole)?;

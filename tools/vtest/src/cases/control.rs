@@ -11,7 +11,7 @@ use anyhow::Result;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
-use crate::case::Better;
+use crate::better;
 use crate::case::Ctx;
 use crate::case::Module;
 use crate::case::Table;
@@ -52,10 +52,7 @@ pub(super) fn register(table: &mut Table) {
     table.add("control::mem_table_odd_regions_are_accepted", odd_regions);
     table.add_better(
         "control::mem_table_region_of_no_size_at_zero",
-        Better {
-            c: "takes it as the whole address space; SET_BACKEND fails later",
-            rust: "EFAULT at once",
-        },
+        better::ZERO_REGION,
         zero_region,
     );
     table.add(
@@ -114,6 +111,7 @@ pub(super) fn register(table: &mut Table) {
         "control::used_ring_area_not_mapped_is_efault_at_start",
         used_unmapped,
     );
+    table.add("control::node_has_the_fixed_minor_number", node);
     table.add("control::two_opens_are_two_devices", two_opens);
     table.add("control::lseek_is_no_error", lseek);
     table.add("control::close_without_setup", |ctx| {
@@ -643,6 +641,21 @@ fn used_access(ctx: &Ctx, access: crate::mem::Access) -> Result<()> {
     vmm.start()?;
     vmm.post_rx(10, &[2048])?;
     vmm.check_alive()
+}
+
+fn node(ctx: &Ctx) -> Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    use std::os::unix::fs::MetadataExt;
+    let node = std::fs::metadata(&ctx.device)?;
+    expect(
+        "a character device",
+        node.file_type().is_char_device(),
+        true,
+    )?;
+    let number = (libc::major(node.rdev()), libc::minor(node.rdev()));
+    expect("its number", number, (10, 238))?;
+    let misc = std::fs::read_to_string("/sys/class/misc/vhost-net/dev")?;
+    expect("number in sysfs", misc.trim_end(), "10:238")
 }
 
 fn two_opens(ctx: &Ctx) -> Result<()> {

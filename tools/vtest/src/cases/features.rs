@@ -4,13 +4,18 @@
 
 use anyhow::Result;
 
+use crate::better;
+use crate::case;
+use crate::case::skip;
 use crate::case::Ctx;
+use crate::case::Module;
 use crate::case::Table;
 use crate::device;
 use crate::device::feature;
 use crate::errno::Errno;
 use crate::ioctl;
 use crate::ioctl::Raw;
+use crate::process::Child;
 use crate::traffic::expect;
 use crate::traffic::Split;
 use crate::vmm::Setup;
@@ -20,8 +25,91 @@ const OFFERED: [u64; 2] = [0x0000_010b_3d00_8000, 0xa];
 /// An address in the first page, where nothing is mapped.
 const BAD_POINTER: usize = 8;
 
+/// The case that notes what is offered.
+pub(crate) const OFFER: &str = "features::offered_bits_are_those_of_c_vhost_net";
+
+/// A feature bit and what shows that it works.
+pub(crate) struct Bit {
+    pub(crate) number: usize,
+    pub(crate) name: &'static str,
+    pub(crate) shown_by: &'static [&'static str],
+}
+
+const fn bit(number: usize, name: &'static str, shown_by: &'static [&'static str]) -> Bit {
+    Bit {
+        number,
+        name,
+        shown_by,
+    }
+}
+
+/// The bits that are offered, and others that an operator may look for.
+pub(crate) const BITS: &[Bit] = &[
+    bit(
+        15,
+        "VIRTIO_NET_F_MRG_RXBUF",
+        &["shapes::rx_packet_of_64k_in_1024_buffers"],
+    ),
+    bit(
+        24,
+        "VIRTIO_F_NOTIFY_ON_EMPTY",
+        &["notify::on_empty_overrides_suppression_event_idx"],
+    ),
+    bit(
+        26,
+        "VHOST_F_LOG_ALL",
+        &["log::both_on_and_off_while_running"],
+    ),
+    bit(
+        27,
+        "VHOST_NET_F_VIRTIO_NET_HDR",
+        &["backend::tap_without_header_version_1"],
+    ),
+    bit(
+        28,
+        "VIRTIO_F_INDIRECT_DESC",
+        &["in_order::indirect_table_out_of_sequence"],
+    ),
+    bit(
+        29,
+        "VIRTIO_F_EVENT_IDX",
+        &["notify::call_comes_when_used_event_is_crossed"],
+    ),
+    bit(
+        32,
+        "VIRTIO_F_VERSION_1",
+        &["features::acked_late_apply_to_running_rings"],
+    ),
+    bit(
+        33,
+        "VIRTIO_F_ACCESS_PLATFORM",
+        &["iotlb::mapped_memory_carries_traffic"],
+    ),
+    bit(34, "VIRTIO_F_RING_PACKED", &[]),
+    bit(
+        35,
+        "VIRTIO_F_IN_ORDER",
+        &["in_order::traffic_both_ways_over_the_ring_end"],
+    ),
+    bit(
+        40,
+        "VIRTIO_F_RING_RESET",
+        &["backend::ring_reset_while_the_other_runs"],
+    ),
+    bit(
+        65,
+        "VIRTIO_NET_F_GUEST_UDP_TUNNEL_GSO",
+        &["backend::tunnel_bit_of_the_guest_makes_headers_24_bytes"],
+    ),
+    bit(
+        67,
+        "VIRTIO_NET_F_HOST_UDP_TUNNEL_GSO",
+        &["backend::tunnel_bit_of_the_host_makes_headers_24_bytes"],
+    ),
+];
+
 pub(super) fn register(table: &mut Table) {
-    table.add("features::get_without_owner_has_the_known_value", get);
+    table.add(OFFER, get);
     table.add("features::set_without_owner_succeeds", set);
     table.add("features::set_unoffered_bit_is_eopnotsupp", set_unoffered);
     table.add("features::bad_pointer_is_efault", bad_pointer);
@@ -42,13 +130,29 @@ pub(super) fn register(table: &mut Table) {
         "features::backend_features_are_iotlb_msg_v2",
         backend_features,
     );
+    table.add(
+        "features::array_set_of_a_million_words_is_read_to_the_end",
+        array_long,
+    );
+    table.add_better(
+        "features::array_set_without_end",
+        better::ARRAY_ENDLESS,
+        array_endless,
+    );
     table.add("features::survive_set_owner", survive_owner);
     table.add("features::acked_late_apply_to_running_rings", late);
 }
 
 fn get(ctx: &Ctx) -> Result<()> {
     let file = device::open(&ctx.device)?;
-    expect("GET_FEATURES", Raw::of(&file).features(), Ok(OFFERED[0]))
+    expect("GET_FEATURES", Raw::of(&file).features(), Ok(OFFERED[0]))?;
+    let mut array = [2, 0, 0];
+    let seen = Raw::of(&file).get(ioctl::GET_FEATURES_ARRAY(), &mut array);
+    expect("GET_FEATURES_ARRAY", seen, Ok(0))?;
+    for word in &array[1..] {
+        case::seen(format!("{word:x}"));
+    }
+    expect("words", &array[1..], &OFFERED)
 }
 
 fn set(ctx: &Ctx) -> Result<()> {
@@ -149,6 +253,56 @@ fn array_set_nothing(ctx: &Ctx) -> Result<()> {
         Raw::of(&file).put(ioctl::SET_FEATURES_ARRAY(), &[0u64; 2]),
         Ok(0),
     )
+}
+
+fn array_long(ctx: &Ctx) -> Result<()> {
+    const COUNT: usize = 1 << 20;
+    let file = device::open(&ctx.device)?;
+    let raw = Raw::of(&file);
+    let mut array = vec![0u64; COUNT + 1];
+    (array[0], array[1]) = (COUNT as u64, feature::VERSION_1);
+    let mut set = |last| {
+        array[COUNT] = last;
+        raw.call(ioctl::SET_FEATURES_ARRAY(), array.as_ptr() as usize)
+    };
+    expect("zeroes", set(0), Ok(0))?;
+    expect(
+        "a bit in the last word",
+        set(1),
+        Err(Errno(libc::EOPNOTSUPP)),
+    )
+}
+
+fn array_endless(ctx: &Ctx) -> Result<()> {
+    const COUNT: usize = 1 << 31;
+    if ctx.module == Module::C {
+        return skip(better::ARRAY_ENDLESS.c);
+    }
+    let file = device::open(&ctx.device)?;
+    let child = Child::spawn(|inside| {
+        // SAFETY: Reserves address space at an address of the kernel's choice.
+        let area = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                8 * (COUNT + 1),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        anyhow::ensure!(area != libc::MAP_FAILED, "mmap failed");
+        // SAFETY: The first word of what was just mapped.
+        unsafe { *area.cast::<u64>() = COUNT as u64 };
+        inside.ready()?;
+        let raw = Raw::of(&file);
+        let seen = raw.call(ioctl::SET_FEATURES_ARRAY(), area as usize);
+        anyhow::bail!("it returned {seen:?}")
+    })?;
+    child.wait_ready()?;
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    child.wait_state('R')?;
+    child.kill()
 }
 
 fn backend_features(ctx: &Ctx) -> Result<()> {

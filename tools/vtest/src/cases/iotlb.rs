@@ -9,7 +9,7 @@ use anyhow::ensure;
 use anyhow::Context;
 use anyhow::Result;
 
-use crate::case::Better;
+use crate::better;
 use crate::case::Ctx;
 use crate::case::Module;
 use crate::case::Table;
@@ -28,12 +28,13 @@ use crate::traffic::Split;
 use crate::vmm::Setup;
 use crate::vmm::Vmm;
 
-const MESSAGE: usize = 72;
-const MISS: u8 = 1;
-const UPDATE: u8 = 2;
-const INVALIDATE: u8 = 3;
-const RO: u8 = 1;
-const RW: u8 = 3;
+pub(super) const MESSAGE: usize = 72;
+pub(super) const MISS: u8 = 1;
+pub(super) const UPDATE: u8 = 2;
+pub(super) const INVALIDATE: u8 = 3;
+pub(super) const RO: u8 = 1;
+pub(super) const WO: u8 = 2;
+pub(super) const RW: u8 = 3;
 
 pub(super) fn register(table: &mut Table) {
     table.add("iotlb::read_without_translation", read_without);
@@ -55,26 +56,23 @@ pub(super) fn register(table: &mut Table) {
     table.add("iotlb::turning_it_off_forgets_ring_addresses", turned_off);
     table.add_better(
         "iotlb::unanswered_miss_is_not_repeated_without_end",
-        Better {
-            c: "every kick queues a further message",
-            rust: "one outstanding identical miss per queue",
-        },
+        better::MISS_REPEATED,
         repeated,
     );
 }
 
 /// One IOTLB message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Message {
-    iova: u64,
-    size: u64,
-    uaddr: u64,
-    perm: u8,
-    kind: u8,
+pub(super) struct Message {
+    pub(super) iova: u64,
+    pub(super) size: u64,
+    pub(super) uaddr: u64,
+    pub(super) perm: u8,
+    pub(super) kind: u8,
 }
 
 impl Message {
-    fn bytes(&self, version: u32) -> Vec<u8> {
+    pub(super) fn bytes(&self, version: u32) -> Vec<u8> {
         let mut bytes = version.to_ne_bytes().to_vec();
         bytes.resize(8, 0);
         for field in [self.iova, self.size, self.uaddr] {
@@ -98,31 +96,48 @@ impl Message {
     }
 }
 
-fn write(vmm: &Vmm, bytes: &[u8]) -> Result<usize, Errno> {
+pub(super) fn write(vmm: &Vmm, bytes: &[u8]) -> Result<usize, Errno> {
     vmm.vhost
         .file()
         .write(bytes)
         .map_err(|error| Errno(error.raw_os_error().unwrap_or(0)))
 }
 
-fn update(vmm: &Vmm, from: u64, to: u64) -> Result<()> {
+pub(super) fn update(vmm: &Vmm, from: u64, to: u64) -> Result<()> {
+    map(vmm, from, to - from, vmm.mem.host(from)? as u64, RW)
+}
+
+/// Adds any mapping.
+pub(super) fn map(vmm: &Vmm, iova: u64, size: u64, uaddr: u64, perm: u8) -> Result<()> {
     let message = Message {
-        iova: from,
-        size: to - from,
-        uaddr: vmm.mem.host(from)? as u64,
-        perm: RW,
+        iova,
+        size,
+        uaddr,
+        perm,
         kind: UPDATE,
     };
     expect("UPDATE", write(vmm, &message.bytes(2)), Ok(MESSAGE))
 }
 
-fn update_all(vmm: &Vmm) -> Result<()> {
+/// Removes what touches a range.
+pub(super) fn invalidate(vmm: &Vmm, iova: u64, size: u64) -> Result<()> {
+    let message = Message {
+        iova,
+        size,
+        uaddr: 0,
+        perm: 0,
+        kind: INVALIDATE,
+    };
+    expect("INVALIDATE", write(vmm, &message.bytes(2)), Ok(MESSAGE))
+}
+
+pub(super) fn update_all(vmm: &Vmm) -> Result<()> {
     update(vmm, 0, BOUNDARY)?;
     update(vmm, BOUNDARY, END)
 }
 
 /// Takes a message; none if there is none.
-fn read(vmm: &Vmm) -> Result<Option<Message>> {
+pub(super) fn read(vmm: &Vmm) -> Result<Option<Message>> {
     let mut bytes = [0xa5; MESSAGE];
     match vmm.vhost.file().read(&mut bytes) {
         Ok(len) => {
@@ -136,7 +151,7 @@ fn read(vmm: &Vmm) -> Result<Option<Message>> {
 }
 
 /// Waits for a message.
-fn wait_miss(vmm: &Vmm) -> Result<Message> {
+pub(super) fn wait_miss(vmm: &Vmm) -> Result<Message> {
     ensure!(
         poll::readable(&vmm.vhost, poll::PATIENCE)?,
         "no message came"
@@ -149,7 +164,7 @@ fn wait_miss(vmm: &Vmm) -> Result<Message> {
 
 /// A stopped device whose ring addresses are I/O virtual ones, equal to
 /// guest-physical ones.
-fn translated(ctx: &Ctx) -> Result<Vmm> {
+pub(super) fn translated(ctx: &Ctx) -> Result<Vmm> {
     let vmm = Setup::new()
         .features(feature::VERSION_1 | feature::ACCESS_PLATFORM)
         .stopped()
@@ -339,14 +354,7 @@ fn buffer_miss(ctx: &Ctx) -> Result<()> {
         update(&vmm, BOUNDARY, END)?;
         vmm.expect_on_wire(&frame)?;
         vmm.tx.wait_used()?;
-        let all = Message {
-            iova: BOUNDARY,
-            size: END - BOUNDARY,
-            uaddr: 0,
-            perm: 0,
-            kind: INVALIDATE,
-        };
-        expect("INVALIDATE", write(&vmm, &all.bytes(2)), Ok(MESSAGE))?;
+        invalidate(&vmm, BOUNDARY, END - BOUNDARY)?;
     }
     Ok(())
 }
@@ -357,14 +365,7 @@ fn invalidated(ctx: &Ctx) -> Result<()> {
     vmm.start()?;
     vmm.check_tx(60, &Split::Whole)?;
     let layout = vmm.tx.ring.layout();
-    let ring = Message {
-        iova: layout.desc,
-        size: 16 * 256,
-        uaddr: 0,
-        perm: 0,
-        kind: INVALIDATE,
-    };
-    expect("INVALIDATE", write(&vmm, &ring.bytes(2)), Ok(MESSAGE))?;
+    invalidate(&vmm, layout.desc, 16 * 256)?;
     let frame = vmm.tx_frames.plain(60);
     vmm.queue_tx(&NetHdr::default(), &frame, &Split::Whole)?;
     vmm.tx.flush_and_kick()?;

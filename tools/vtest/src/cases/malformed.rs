@@ -12,6 +12,7 @@ use crate::device::feature;
 use crate::device::RX;
 use crate::device::TX;
 use crate::frame::NetHdr;
+use crate::ioctl;
 use crate::mem::END;
 use crate::poll;
 use crate::ring::Desc;
@@ -395,7 +396,11 @@ fn stalls(ctx: &Ctx, index: usize, features: u64, size: u16, spoil: Spoil) -> Re
 fn expect_stall(vmm: &Vmm, index: usize, slot: u16) -> Result<()> {
     let queue = vmm.queue(index);
     poll::wait_signal(&queue.err, &format!("an err signal ({})", queue.state()))?;
+    // C may look at the ring once more: in SET_LOG_FD it waits until it has.
+    let seen = vmm.vhost.raw().put(ioctl::SET_LOG_FD(), &-1i32);
+    expect("SET_LOG_FD", seen, Ok(0))?;
     vmm.fence(index)?;
+    poll::take_signals(&queue.err);
     expect("used index", queue.ring.used_idx(), queue.used_seen())?;
     expect("base", vmm.base(index)?, slot)
 }

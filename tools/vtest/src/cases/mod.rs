@@ -5,44 +5,73 @@
 use crate::case::Case;
 use crate::case::Table;
 
+mod backend;
 mod bad_rx;
 mod bad_tx;
+mod busy;
+mod compat32;
 mod control;
 mod data;
-mod features;
+mod dirty;
+pub(crate) mod features;
+mod in_order;
 mod index;
 mod iotlb;
 mod leaks;
 mod log;
 mod malformed;
+pub(crate) mod matrix;
+mod memory;
+mod misses;
 mod multi;
 mod notify;
 mod owner;
 mod processes;
+mod random;
 mod restart;
 mod shapes;
 mod stress;
+mod worker;
 mod xdp;
+
+/// Groups that carry traffic in bulk: what they show about the interface,
+/// others show in less time.
+const BULK: [&str; 5] = ["data::", "index::", "shapes::", "stress::", "xdp::"];
+
+/// Whether a case belongs to the groups that pin down the interface.
+pub(crate) fn is_abi(case: &Case) -> bool {
+    !BULK.iter().any(|group| case.name.starts_with(group))
+}
 
 /// Every case there is.
 pub(crate) fn all() -> Vec<Case> {
     let mut table = Table::default();
     features::register(&mut table);
+    matrix::register(&mut table);
     owner::register(&mut table);
     control::register(&mut table);
     data::register(&mut table);
     shapes::register(&mut table);
     index::register(&mut table);
     notify::register(&mut table);
+    in_order::register(&mut table);
+    busy::register(&mut table);
     malformed::register(&mut table);
     bad_tx::register(&mut table);
     bad_rx::register(&mut table);
+    memory::register(&mut table);
     multi::register(&mut table);
     processes::register(&mut table);
+    backend::register(&mut table);
+    compat32::register(&mut table);
+    worker::register(&mut table);
     restart::register(&mut table);
     xdp::register(&mut table);
     log::register(&mut table);
+    dirty::register(&mut table);
     iotlb::register(&mut table);
+    misses::register(&mut table);
+    random::register(&mut table);
     stress::register(&mut table);
     table.into_cases()
 }

@@ -3,17 +3,22 @@
 //! When the device calls, when it wants to be kicked, and what it does with
 //! the eventfds.
 
+use std::os::fd::AsRawFd;
+
 use anyhow::ensure;
 use anyhow::Context;
 use anyhow::Result;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
+use crate::better;
 use crate::case::Ctx;
+use crate::case::Module;
 use crate::case::Table;
 use crate::device::feature;
 use crate::device::RX;
 use crate::device::TX;
+use crate::errno::Errno;
 use crate::frame::NetHdr;
 use crate::ioctl;
 use crate::poll;
@@ -86,6 +91,11 @@ pub(super) fn register(table: &mut Table) {
     table.add(
         "notify::call_swapped_under_traffic_loses_nothing",
         call_swapped,
+    );
+    table.add_better(
+        "notify::kick_eventfd_that_is_full",
+        better::KICK_FULL,
+        kick_full,
     );
     table.add("notify::call_unbound_traffic_continues", call_unbound);
     table.add(
@@ -498,4 +508,53 @@ fn kick_storm(ctx: &Ctx) -> Result<()> {
     }
     vmm.check_alive()?;
     vmm.check_quiet()
+}
+
+/// An eventfd whose counter has no room left.
+fn full(vmm: &mut Vmm) -> Result<EventFd> {
+    let event = event()?;
+    event.write(u64::MAX - 1).context("eventfd")?;
+    let raw = vmm.vhost.raw();
+    let number = ioctl::SET_VRING_CALL();
+    let seen = raw.set_vring_file(number, TX as u32, event.as_raw_fd());
+    expect("SET_VRING_CALL", seen, Ok(0))?;
+    // The kernel may do what user space may not.
+    let frame = publish_one(vmm)?;
+    vmm.tx.enable_calls();
+    vmm.tx.kick()?;
+    vmm.expect_on_wire(&frame)?;
+    vmm.tx.spin_used()?;
+    vmm.fence(TX)?;
+    let seen = raw.set_vring_file(number, TX as u32, vmm.tx.call.as_raw_fd());
+    expect("SET_VRING_CALL", seen, Ok(0))?;
+    let mut entry = libc::pollfd {
+        fd: event.as_raw_fd(),
+        events: 0,
+        revents: 0,
+    };
+    // SAFETY: `entry` is one valid pollfd that outlives the call.
+    unsafe { libc::poll(&mut entry, 1, 0) };
+    expect("events of the eventfd", entry.revents, libc::POLLERR)?;
+    Ok(event)
+}
+
+fn kick_full(ctx: &Ctx) -> Result<()> {
+    let mut vmm = Setup::new().build(ctx)?;
+    let event = full(&mut vmm)?;
+    let raw = vmm.vhost.raw();
+    let number = ioctl::SET_VRING_KICK();
+    let seen = raw.set_vring_file(number, TX as u32, event.as_raw_fd());
+    expect("SET_VRING_KICK", seen, Err(Errno(libc::EINVAL)))?;
+    let frame = publish_one(&mut vmm)?;
+    vmm.tx.kick()?;
+    if ctx.module == Module::C {
+        // Nobody hears the old one, until it is set again.
+        vmm.fence(TX)?;
+        vmm.wire.expect_silence()?;
+        let seen = raw.set_vring_file(number, TX as u32, vmm.tx.kick.as_raw_fd());
+        expect("SET_VRING_KICK", seen, Ok(0))?;
+    }
+    vmm.expect_on_wire(&frame)?;
+    vmm.tx.wait_used()?;
+    vmm.check_alive()
 }

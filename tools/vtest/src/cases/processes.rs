@@ -61,15 +61,20 @@ pub(super) fn register(table: &mut Table) {
 }
 
 /// Names of this process's threads and of kernel threads that begin so.
-fn threads_named(prefix: &str) -> Result<Vec<String>> {
+pub(super) fn threads_named(prefix: &str) -> Result<Vec<String>> {
     Ok(threads(prefix)?.into_iter().map(|(name, _)| name).collect())
 }
 
 /// Names of those threads, and their folders in /proc.
-fn threads(prefix: &str) -> Result<Vec<(String, PathBuf)>> {
+pub(super) fn threads(prefix: &str) -> Result<Vec<(String, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
-        let Ok(tasks) = fs::read_dir(entry?.path().join("task")) else {
+        let entry = entry?;
+        // Not /proc/self and /proc/thread-self, which are links.
+        if !entry.file_type()?.is_dir() {
+            continue;
+        }
+        let Ok(tasks) = fs::read_dir(entry.path().join("task")) else {
             continue;
         };
         for task in tasks.flatten() {

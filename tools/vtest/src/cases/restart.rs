@@ -10,7 +10,9 @@ use anyhow::ensure;
 use anyhow::Context;
 use anyhow::Result;
 
+use crate::better;
 use crate::case::Ctx;
+use crate::case::Module;
 use crate::case::Table;
 use crate::device::feature;
 use crate::device::RX;
@@ -80,6 +82,11 @@ pub(super) fn register(table: &mut Table) {
     table.add(
         "restart::deleted_tap_leaves_rx_quiet_and_device_stoppable",
         deleted,
+    );
+    table.add_better(
+        "restart::packets_for_a_deleted_tap",
+        better::TAP_GONE,
+        sent_to_deleted,
     );
     table.add("restart::ring_moved_while_stopped_is_used", moved_ring);
     table.add_long(
@@ -512,6 +519,29 @@ fn deleted(ctx: &Ctx) -> Result<()> {
     (vmm.tap, vmm.wire) = (tap, wire);
     vmm.start()?;
     vmm.check_alive()
+}
+
+fn sent_to_deleted(ctx: &Ctx) -> Result<()> {
+    let mut vmm = Setup::new().build(ctx)?;
+    vmm.check_tx(60, &Split::Whole)?;
+    net::delete(vmm.tap.name())?;
+    for _ in 0..10 {
+        let frame = vmm.tx_frames.plain(60);
+        vmm.queue_tx(&NetHdr::default(), &frame, &Split::Whole)?;
+    }
+    vmm.tx.flush_and_kick()?;
+    poll::wait_signal(&vmm.tx.err, "err")?;
+    match ctx.module {
+        Module::C => {
+            vmm.fence(TX)?;
+            expect("base", vmm.base(TX)?, 11)?;
+            ensure!(vmm.tx.pop_used()?.is_none(), "a chain came back");
+        }
+        Module::Rust => {
+            vmm.tx.drain()?;
+        }
+    }
+    vmm.stop()
 }
 
 /// Num, base and addresses may all change between two runs.

@@ -194,10 +194,10 @@ fn rewrites(ctx: &Ctx) -> Result<()> {
         }
         let frame = vmm.rx_frames.plain(60 + rng.below(1400) as usize);
         let _ = vmm.wire.send(&NetHdr::default(), &frame);
-        while vmm.wire.try_recv()?.is_some() {}
+        vmm.wire.drain()?;
     }
     vmm.stop()?;
-    while vmm.wire.try_recv()?.is_some() {}
+    vmm.wire.drain()?;
     while vmm.tap.read()?.is_some() {}
     vmm.rx = crate::virtqueue::Virtqueue::new(&vmm.mem, 256, Default::default(), 0, 0)?;
     vmm.tx = crate::virtqueue::Virtqueue::new(&vmm.mem, 256, Default::default(), 0, 0)?;

@@ -1,0 +1,423 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memory of the owner that goes, comes back, is replaced, or takes its time.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::fd::FromRawFd;
+use std::thread;
+
+use anyhow::ensure;
+use anyhow::Context;
+use anyhow::Result;
+
+use crate::better;
+use crate::case::skip;
+use crate::case::Ctx;
+use crate::case::Module;
+use crate::case::Table;
+use crate::device::RX;
+use crate::device::TX;
+use crate::errno::Errno;
+use crate::frame::NetHdr;
+use crate::ioctl;
+use crate::ioctl::MemoryRegion;
+use crate::ioctl::Outcome;
+use crate::ioctl::Raw;
+use crate::mem::Access;
+use crate::mem::PAGE;
+use crate::poll;
+use crate::process::Child;
+use crate::traffic::expect;
+use crate::traffic::Split;
+use crate::virtqueue::Seg;
+use crate::vmm::Setup;
+use crate::vmm::Vmm;
+
+const E2BIG: Outcome = Err(Errno(libc::E2BIG));
+
+pub(super) fn register(table: &mut Table) {
+    table.add("memory::most_regions_are_as_many_as_the_parameter", most);
+    table.add("memory::traffic_over_as_many_regions_as_allowed", many);
+    table.add("memory::region_removed_stalls_until_it_is_back", removed);
+    table.add("memory::other_pages_at_the_address_are_seen", remapped);
+    table.add(
+        "memory::available_ring_gone_stalls_until_it_is_back",
+        |ctx| ring_gone(ctx, |vmm| vmm.tx.ring.layout().avail),
+    );
+    table.add(
+        "memory::descriptors_gone_stall_until_they_are_back",
+        |ctx| ring_gone(ctx, |vmm| vmm.tx.ring.layout().desc),
+    );
+    table.add("memory::used_ring_gone_is_err", used_gone);
+    table.add("memory::late_page_holds_up_its_queue_only", late_page);
+    table.add("memory::late_page_of_a_ring_is_waited_for", late_ring);
+    table.add("memory::owner_dies_while_a_page_is_late", |ctx| {
+        late_dies(ctx, 1)
+    });
+    table.add_better(
+        "memory::owner_of_kernel_threads_dies_while_a_page_is_late",
+        better::WAIT_KILLABLE,
+        |ctx| match ctx.module {
+            Module::C => skip(better::WAIT_KILLABLE.c),
+            Module::Rust => late_dies(ctx, 0),
+        },
+    );
+}
+
+/// As many regions as `count`, all of one page, behind those of the machine.
+fn table_of(vmm: &Vmm, count: usize) -> Result<Vec<MemoryRegion>> {
+    let regions = vmm.mem.regions()?;
+    let mut table: Vec<MemoryRegion> = regions
+        .iter()
+        .map(|r| MemoryRegion {
+            gpa: r.guest_phys_addr,
+            size: r.memory_size,
+            uaddr: r.userspace_addr,
+            flags_padding: 0,
+        })
+        .collect();
+    let page = vmm.mem.host(0)? as u64;
+    for i in table.len()..count {
+        table.push(MemoryRegion {
+            // Neither adjacent, nor in order.
+            gpa: (1 << 40) + 2 * PAGE * (i as u64 * 7919 % 65_536),
+            size: PAGE,
+            uaddr: page,
+            flags_padding: 0,
+        });
+    }
+    Ok(table)
+}
+
+fn most_regions(ctx: &Ctx) -> Result<usize> {
+    Ok(ctx.module.parameter("max_mem_regions")?.parse()?)
+}
+
+fn most(ctx: &Ctx) -> Result<()> {
+    let vmm = Setup::new().stopped().build(ctx)?;
+    let most = most_regions(ctx)?;
+    ensure!(most >= 64, "{most} regions are too few");
+    let raw = vmm.vhost.raw();
+    for (count, wanted) in [(most, Ok(0)), (most + 1, E2BIG), (0, Ok(0)), (most, Ok(0))] {
+        let table = match count {
+            0 => Vec::new(),
+            count => table_of(&vmm, count)?,
+        };
+        let what = format!("SET_MEM_TABLE of {count} regions");
+        expect(&what, raw.set_mem_table(0, &table), wanted)?;
+    }
+    // The count is looked at before the regions are.
+    let header = [most as u64 + 1];
+    expect("E2BIG", raw.put(ioctl::SET_MEM_TABLE(), &header), E2BIG)
+}
+
+fn many(ctx: &Ctx) -> Result<()> {
+    let mut vmm = Setup::new().build(ctx)?;
+    let table = table_of(&vmm, most_regions(ctx)?)?;
+    expect(
+        "SET_MEM_TABLE",
+        vmm.vhost.raw().set_mem_table(0, &table),
+        Ok(0),
+    )?;
+    vmm.post_rx(50, &[2048])?;
+    for _ in 0..50 {
+        vmm.check_alive()?;
+    }
+    // From the last region, which shows the guest's first page.
+    let last = table.last().context("no region")?.gpa;
+    let frame = vmm.tx_frames.plain(60);
+    let mut bytes = NetHdr::default().bytes(12);
+    bytes.extend(&frame);
+    vmm.mem.write(100, &bytes)?;
+    let len = bytes.len() as u32;
+    vmm.tx.add(
+        &[Seg {
+            addr: last + 100,
+            len,
+        }],
+        &[],
+    )?;
+    vmm.tx.flush()?;
+    vmm.expect_on_wire(&frame)?;
+    vmm.tx.wait_used()?;
+    vmm.check_quiet()
+}
+
+fn removed(ctx: &Ctx) -> Result<()> {
+    let mut vmm = Setup::new().build(ctx)?;
+    vmm.check_tx(60, &Split::Whole)?;
+    let whole = table_of(&vmm, 0)?;
+    let raw = vmm.vhost.raw();
+    // Buffers lie in the second region.
+    expect("SET_MEM_TABLE", raw.set_mem_table(0, &whole[..1]), Ok(0))?;
+    let frame = vmm.tx_frames.plain(60);
+    vmm.queue_tx(&NetHdr::default(), &frame, &Split::Whole)?;
+    vmm.tx.flush_and_kick()?;
+    poll::wait_signal(&vmm.tx.err, "err")?;
+    vmm.fence(TX)?;
+    vmm.wire.expect_silence()?;
+    expect("SET_MEM_TABLE", raw.set_mem_table(0, &whole), Ok(0))?;
+    poll::take_signals(&vmm.tx.err);
+    vmm.tx.kick()?;
+    vmm.expect_on_wire(&frame)?;
+    vmm.tx.wait_used()?;
+    vmm.check_quiet()
+}
+
+/// Nothing is pinned: a page that is replaced is replaced for the device too.
+fn remapped(ctx: &Ctx) -> Result<()> {
+    let mut vmm = Setup::new().build(ctx)?;
+    let start = vmm.mem.tx_buffer(3 * PAGE)?.next_multiple_of(PAGE);
+    for round in 0..3 {
+        let frame = vmm.tx_frames.plain(60 + round);
+        let mut bytes = NetHdr::default().bytes(12);
+        bytes.extend(&frame);
+        let at = vmm.mem.host(start)?;
+        // SAFETY: Replaces a page of guest memory that only this case uses.
+        let rc = unsafe {
+            libc::mmap(
+                at.cast(),
+                PAGE as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+                -1,
+                0,
+            )
+        };
+        ensure!(rc != libc::MAP_FAILED, "mmap: {}", Errno::last());
+        vmm.mem.write(start, &bytes)?;
+        let len = bytes.len() as u32;
+        vmm.tx.add(&[Seg { addr: start, len }], &[])?;
+        vmm.tx.flush()?;
+        vmm.expect_on_wire(&frame)?;
+        vmm.tx.wait_used()?;
+    }
+    vmm.check_quiet()
+}
+
+/// A part of the ring cannot be read, and can again.
+fn ring_gone(ctx: &Ctx, part: fn(&Vmm) -> u64) -> Result<()> {
+    // Rings of a page at least, so that nothing else goes with one.
+    let mut vmm = Setup::new().size(2048).build(ctx)?;
+    vmm.check_tx(60, &Split::Whole)?;
+    vmm.fence(TX)?;
+    poll::take_signals(&vmm.tx.err);
+    let frame = vmm.tx_frames.plain(60);
+    vmm.queue_tx(&NetHdr::default(), &frame, &Split::Whole)?;
+    vmm.tx.publish();
+    let page = part(&vmm) / PAGE * PAGE;
+    vmm.mem.protect(page, PAGE, Access::None)?;
+    vmm.tx.kick()?;
+    let err = poll::wait_signal(&vmm.tx.err, "err");
+    let fence = vmm.fence(TX);
+    vmm.mem.protect(page, PAGE, Access::ReadWrite)?;
+    err?;
+    fence?;
+    vmm.wire.expect_silence()?;
+    vmm.tx.kick()?;
+    vmm.expect_on_wire(&frame)?;
+    vmm.tx.wait_used()?;
+    Ok(())
+}
+
+/// What becomes of the chain is not the same in C and here; that err comes,
+/// and that a new start makes all well again, is.
+fn used_gone(ctx: &Ctx) -> Result<()> {
+    let mut vmm = Setup::new().size(2048).build(ctx)?;
+    vmm.check_tx(60, &Split::Whole)?;
+    vmm.fence(TX)?;
+    poll::take_signals(&vmm.tx.err);
+    let frame = vmm.tx_frames.plain(60);
+    vmm.queue_tx(&NetHdr::default(), &frame, &Split::Whole)?;
+    vmm.tx.publish();
+    let used = vmm.tx.ring.layout().used / PAGE * PAGE;
+    vmm.mem.protect(used, PAGE, Access::None)?;
+    vmm.tx.kick()?;
+    let err = poll::wait_signal(&vmm.tx.err, "err");
+    let stop = vmm.stop();
+    vmm.mem.protect(used, PAGE, Access::ReadWrite)?;
+    err?;
+    stop?;
+    let mode = crate::virtqueue::Mode::default();
+    vmm.tx = crate::virtqueue::Virtqueue::new(&vmm.mem, 256, mode, 0, 0)?;
+    vmm.configure_queue(TX, 0)?;
+    while vmm.wire.try_recv()?.is_some() {}
+    vmm.start()?;
+    vmm.check_alive()
+}
+
+/// Pages of our memory that somebody else provides when they are touched.
+struct Late {
+    fd: File,
+}
+
+#[repr(C)]
+struct UffdApi {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+#[repr(C)]
+struct UffdRegister {
+    start: u64,
+    len: u64,
+    mode: u64,
+    ioctls: u64,
+}
+
+#[repr(C)]
+struct UffdCopy {
+    dst: u64,
+    src: u64,
+    len: u64,
+    mode: u64,
+    copied: i64,
+}
+
+const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
+const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
+const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
+
+impl Late {
+    /// Takes a page away; whoever touches it waits for [`Self::provide`].
+    fn page(at: *mut u8) -> Result<Self> {
+        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+        // SAFETY: Plain system call without pointers.
+        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
+        ensure!(fd >= 0, "userfaultfd: {}", Errno::last());
+        // SAFETY: The descriptor was just opened and belongs to nobody else.
+        let fd = unsafe { File::from_raw_fd(fd as i32) };
+        let raw = Raw::of(&fd);
+        let api = UffdApi {
+            api: 0xaa,
+            features: 0,
+            ioctls: 0,
+        };
+        expect("UFFDIO_API", raw.put(UFFDIO_API, &api), Ok(0))?;
+        let register = UffdRegister {
+            start: at as u64,
+            len: PAGE,
+            mode: 1,
+            ioctls: 0,
+        };
+        expect(
+            "UFFDIO_REGISTER",
+            raw.put(UFFDIO_REGISTER, &register),
+            Ok(0),
+        )?;
+        // SAFETY: The page is guest memory that only the case uses.
+        let rc = unsafe { libc::madvise(at.cast(), PAGE as usize, libc::MADV_DONTNEED) };
+        ensure!(rc == 0, "madvise: {}", Errno::last());
+        Ok(Self { fd })
+    }
+
+    /// Waits until somebody waits for the page.
+    fn wait_touched(&self) -> Result<()> {
+        ensure!(
+            poll::readable(&self.fd, poll::PATIENCE)?,
+            "nobody touches the page"
+        );
+        (&self.fd).read_exact(&mut [0; 32]).context("userfaultfd")
+    }
+
+    fn provide(&self, at: *mut u8, bytes: &[u8]) -> Result<()> {
+        let mut page = bytes.to_vec();
+        page.resize(PAGE as usize, 0);
+        let copy = UffdCopy {
+            dst: at as u64,
+            src: page.as_ptr() as u64,
+            len: PAGE,
+            mode: 0,
+            copied: 0,
+        };
+        expect(
+            "UFFDIO_COPY",
+            Raw::of(&self.fd).put(UFFDIO_COPY, &copy),
+            Ok(0),
+        )
+    }
+}
+
+/// A packet in a page of its own; returns where that is, and what it holds.
+fn in_a_page(vmm: &mut Vmm) -> Result<(u64, Vec<u8>, Vec<u8>)> {
+    let start = vmm.mem.tx_buffer(3 * PAGE)?.next_multiple_of(PAGE);
+    let frame = vmm.tx_frames.plain(60);
+    let mut bytes = NetHdr::default().bytes(12);
+    bytes.extend(&frame);
+    let len = bytes.len() as u32;
+    vmm.tx.add(&[Seg { addr: start, len }], &[])?;
+    Ok((start, bytes, frame))
+}
+
+fn late_page(ctx: &Ctx) -> Result<()> {
+    let mut vmm = Setup::new().build(ctx)?;
+    vmm.post_rx(20, &[2048])?;
+    vmm.check_alive()?;
+    let (start, bytes, frame) = in_a_page(&mut vmm)?;
+    let at = vmm.mem.host(start)?;
+    let late = Late::page(at)?;
+    vmm.tx.flush_and_kick()?;
+    late.wait_touched()?;
+    // TX is held up, and a control call on it with it.
+    let raw = vmm.vhost.raw();
+    let err = vmm.tx.err.as_raw_fd();
+    let call = thread::spawn(move || raw.set_vring_file(ioctl::SET_VRING_ERR(), TX as u32, err));
+    // Features need no owner and no queue; another device nothing of this one.
+    ensure!(raw.features().is_ok(), "GET_FEATURES fails");
+    let mut other = Setup::new().tap_name("vt1").build(ctx)?;
+    other.check_alive()?;
+    vmm.wire.expect_silence()?;
+    ensure!(!call.is_finished(), "the call has not waited");
+    late.provide(at, &bytes)?;
+    vmm.expect_on_wire(&frame)?;
+    vmm.tx.wait_used()?;
+    let seen = call.join();
+    expect("SET_VRING_ERR", seen.ok(), Some(Ok(0)))?;
+    vmm.fence(RX)?;
+    vmm.check_alive()
+}
+
+fn late_ring(ctx: &Ctx) -> Result<()> {
+    let mut vmm = Setup::new().size(2048).build(ctx)?;
+    vmm.check_tx(60, &Split::Whole)?;
+    vmm.stop()?;
+    let (_, _, frame) = {
+        let queued = in_a_page(&mut vmm)?;
+        vmm.mem.write(queued.0, &queued.1)?;
+        queued
+    };
+    vmm.tx.publish();
+    // The page of the descriptor, of which there are no others in use.
+    let page = vmm.tx.ring.layout().desc / PAGE * PAGE;
+    let bytes = vmm.mem.read(page, PAGE as usize)?;
+    let at = vmm.mem.host(page)?;
+    let late = Late::page(at)?;
+    vmm.start()?;
+    late.wait_touched()?;
+    vmm.wire.expect_silence()?;
+    late.provide(at, &bytes)?;
+    vmm.expect_on_wire(&frame)?;
+    vmm.tx.wait_used()?;
+    Ok(())
+}
+
+fn late_dies(ctx: &Ctx, fork: u8) -> Result<()> {
+    let child = Child::spawn(|inside| {
+        let mut vmm = super::worker::running(ctx, fork)?;
+        let (start, _, _) = in_a_page(&mut vmm)?;
+        let late = Late::page(vmm.mem.host(start)?)?;
+        vmm.tx.flush_and_kick()?;
+        late.wait_touched()?;
+        inside.ready()?;
+        // Waits for the queue, which waits for the page.
+        vmm.fence(TX)
+    })?;
+    child.wait_ready()?;
+    child.kill()?;
+    poll::wait_for("the interface to go", || {
+        Ok(crate::net::index("vt0").is_err().then_some(()))
+    })
+}

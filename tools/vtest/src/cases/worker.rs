@@ -1,0 +1,412 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The device's threads: whose they are (VHOST_SET_FORK_FROM_OWNER), and what
+//! stops and ends them.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use anyhow::ensure;
+use anyhow::Context;
+use anyhow::Result;
+use vhost::VhostBackend;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::processes::threads;
+use super::processes::threads_named;
+use crate::better;
+use crate::case::Ctx;
+use crate::case::Module;
+use crate::case::Table;
+use crate::device;
+use crate::device::VhostNet;
+use crate::errno::Errno;
+use crate::frame::NetHdr;
+use crate::ioctl;
+use crate::ioctl::Outcome;
+use crate::ioctl::Raw;
+use crate::mem::Memory;
+use crate::net;
+use crate::poll;
+use crate::process::Child;
+use crate::traffic::expect;
+use crate::vmm::Setup;
+use crate::vmm::Vmm;
+use crate::wire::Wire;
+
+const ENOMEM: Outcome = Err(Errno(libc::ENOMEM));
+/// Whose threads: the kernel's, the owner's.
+const KERNEL: u8 = 0;
+const OWNER: u8 = 1;
+/// Long enough for a packet that is not held up.
+const MOMENT: Duration = Duration::from_millis(500);
+
+pub(super) fn register(table: &mut Table) {
+    table.add("worker::default_is_the_parameter", default);
+    table.add("worker::owners_threads_are_in_its_process", in_process);
+    table.add("worker::kernel_threads_are_not", not_in_process);
+    table.add("worker::reset_owner_brings_the_default_back", reset);
+    for (name, fork) in [("owner", OWNER), ("kernel", KERNEL)] {
+        table.add(
+            format!("worker::{name}_threads_carry_traffic"),
+            move |ctx| traffic(ctx, fork),
+        );
+        table.add(
+            format!("worker::{name}_threads_end_with_close_and_reset"),
+            move |ctx| ends(ctx, fork),
+        );
+        table.add(
+            format!("worker::owner_killed_under_traffic_with_{name}_threads"),
+            move |ctx| killed(ctx, fork),
+        );
+        table.add(
+            format!("worker::owner_of_{name}_threads_executes_another_program"),
+            move |ctx| executes(ctx, fork),
+        );
+        table.add(
+            format!("worker::owner_stopped_and_continued_with_{name}_threads"),
+            move |ctx| stopped(ctx, fork),
+        );
+    }
+    table.add("worker::at_the_limit_owners_threads_are_enomem", |ctx| {
+        limit(ctx, Some(OWNER), ENOMEM)
+    });
+    table.add("worker::at_the_limit_kernel_threads_are_made", |ctx| {
+        limit(ctx, Some(KERNEL), Ok(0))
+    });
+    table.add_better(
+        "worker::at_the_limit_by_default",
+        better::OWNER_LIMIT,
+        |ctx| match ctx.module {
+            Module::C => limit(ctx, None, ENOMEM),
+            Module::Rust => limit(ctx, None, Ok(0)),
+        },
+    );
+    table.add_better(
+        "worker::set_owner_while_signals_come",
+        better::OWNER_SIGNAL,
+        signals,
+    );
+}
+
+fn set(raw: Raw, fork: u8) -> Result<()> {
+    let seen = raw.put(ioctl::SET_FORK_FROM_OWNER(), &fork);
+    expect("SET_FORK_FROM_OWNER", seen, Ok(0))
+}
+
+fn get(raw: Raw) -> Result<u8> {
+    let mut fork = 0xffu8;
+    let seen = raw.get(ioctl::GET_FORK_FROM_OWNER(), &mut fork);
+    expect("GET_FORK_FROM_OWNER", seen, Ok(0))?;
+    Ok(fork)
+}
+
+fn parameter(ctx: &Ctx) -> Result<u8> {
+    let value = ctx.module.parameter("fork_from_owner_default")?;
+    Ok(u8::from(value == "Y"))
+}
+
+/// A device of this process with such threads.
+fn owned(ctx: &Ctx, fork: u8) -> Result<(VhostNet, Memory)> {
+    let mem = Memory::new()?;
+    let vhost = VhostNet::open(&ctx.device, &mem)?;
+    set(vhost.raw(), fork)?;
+    vhost.set_owner().context("SET_OWNER")?;
+    Ok((vhost, mem))
+}
+
+/// A machine on such a device.
+pub(super) fn running(ctx: &Ctx, fork: u8) -> Result<Vmm> {
+    let (vhost, mem) = owned(ctx, fork)?;
+    let mut vmm = Setup::new().on(vhost, mem, ctx)?;
+    vmm.post_rx(100, &[2048])?;
+    Ok(vmm)
+}
+
+fn prefix() -> String {
+    format!("vhost-{}", std::process::id())
+}
+
+/// How many of this process's own threads are the device's.
+fn own_threads() -> Result<usize> {
+    let mut count = 0;
+    for task in fs::read_dir("/proc/self/task")? {
+        let name = fs::read_to_string(task?.path().join("comm")).unwrap_or_default();
+        count += usize::from(name.starts_with(&prefix()));
+    }
+    Ok(count)
+}
+
+fn wait_threads_gone(prefix: &str) -> Result<()> {
+    poll::wait_for("the device's threads to end", || {
+        Ok(threads_named(prefix)?.is_empty().then_some(()))
+    })
+}
+
+fn default(ctx: &Ctx) -> Result<()> {
+    let file = device::open(&ctx.device)?;
+    expect("default", get(Raw::of(&file))?, parameter(ctx)?)?;
+    for fork in [KERNEL, OWNER, KERNEL] {
+        set(Raw::of(&file), fork)?;
+        expect("what was set", get(Raw::of(&file))?, fork)?;
+    }
+    Ok(())
+}
+
+fn in_process(ctx: &Ctx) -> Result<()> {
+    let _device = owned(ctx, OWNER)?;
+    let all = threads_named(&prefix())?.len();
+    ensure!(all > 0, "no thread is called {}", prefix());
+    expect("threads of the process", own_threads()?, all)
+}
+
+fn not_in_process(ctx: &Ctx) -> Result<()> {
+    let _device = owned(ctx, KERNEL)?;
+    let all = threads(&prefix())?;
+    ensure!(!all.is_empty(), "no thread is called {}", prefix());
+    expect("threads of the process", own_threads()?, 0)?;
+    for (name, folder) in all {
+        let maps = fs::read_to_string(folder.join("cmdline"))?;
+        ensure!(maps.is_empty(), "{name} has a command line: {maps:?}");
+    }
+    Ok(())
+}
+
+fn reset(ctx: &Ctx) -> Result<()> {
+    let file = device::open(&ctx.device)?;
+    let raw = Raw::of(&file);
+    let default = parameter(ctx)?;
+    set(raw, 1 - default)?;
+    expect("SET_OWNER", raw.set_owner(), Ok(0))?;
+    expect("with an owner", get(raw)?, 1 - default)?;
+    expect("RESET_OWNER", raw.reset_owner(), Ok(0))?;
+    expect("afterwards", get(raw)?, default)
+}
+
+fn traffic(ctx: &Ctx, fork: u8) -> Result<()> {
+    let mut vmm = running(ctx, fork)?;
+    for _ in 0..20 {
+        vmm.check_alive()?;
+    }
+    vmm.stop()?;
+    vmm.start()?;
+    vmm.check_alive()?;
+    vmm.check_quiet()
+}
+
+fn ends(ctx: &Ctx, fork: u8) -> Result<()> {
+    let vmm = running(ctx, fork)?;
+    expect("RESET_OWNER", vmm.vhost.raw().reset_owner(), Ok(0))?;
+    wait_threads_gone(&prefix())?;
+    drop(vmm);
+    drop(running_on(ctx, fork, "vt1")?);
+    wait_threads_gone(&prefix())
+}
+
+fn running_on(ctx: &Ctx, fork: u8, tap: &str) -> Result<Vmm> {
+    let (vhost, mem) = owned(ctx, fork)?;
+    Setup::new().tap_name(tap).on(vhost, mem, ctx)
+}
+
+/// An owner in a child process, with a device that both hold.
+struct Elsewhere {
+    owner: Child,
+    copy: fs::File,
+    /// What the device signals for RX.
+    call: EventFd,
+    wire: Wire,
+}
+
+impl Elsewhere {
+    /// The child waits with buffers posted; it ends when told to.
+    fn new(ctx: &Ctx, fork: u8) -> Result<Self> {
+        let mem = Memory::new()?;
+        let vhost = VhostNet::open(&ctx.device, &mem)?;
+        let copy = vhost.file().try_clone().context("dup")?;
+        let call = EventFd::new(libc::EFD_NONBLOCK).context("eventfd")?;
+        let theirs = call.try_clone().context("dup")?;
+        let owner = Child::spawn(|inside| {
+            set(vhost.raw(), fork)?;
+            vhost.set_owner()?;
+            let mut vmm = Setup::new().on(vhost, mem, ctx)?;
+            vmm.rx.call = theirs;
+            vmm.vhost.set_vring_call(0, &vmm.rx.call)?;
+            vmm.post_rx(100, &[2048])?;
+            inside.ready()?;
+            inside.wait()
+        })?;
+        owner.wait_ready()?;
+        Ok(Self {
+            owner,
+            copy,
+            call,
+            wire: Wire::open("vt0")?,
+        })
+    }
+
+    /// Sends a packet to the guest.
+    fn send(&self) -> Result<()> {
+        self.wire.send(&NetHdr::default(), &[0x55; 60])
+    }
+
+    /// Whether the device has delivered something since the last look.
+    fn delivers(&self, limit: Duration) -> Result<bool> {
+        let came = poll::readable(&self.call, limit)?;
+        poll::take_signals(&self.call);
+        Ok(came)
+    }
+}
+
+fn stopped(ctx: &Ctx, fork: u8) -> Result<()> {
+    let there = Elsewhere::new(ctx, fork)?;
+    there.send()?;
+    expect("delivered", there.delivers(poll::PATIENCE)?, true)?;
+    there.owner.signal(libc::SIGSTOP)?;
+    there.owner.wait_state('T')?;
+    there.send()?;
+    // The owner's threads are stopped with it, the kernel's are not.
+    let limit = if fork == OWNER {
+        MOMENT
+    } else {
+        poll::PATIENCE
+    };
+    expect(
+        "delivered while stopped",
+        there.delivers(limit)?,
+        fork == KERNEL,
+    )?;
+    there.owner.signal(libc::SIGCONT)?;
+    if fork == OWNER {
+        expect("delivered then", there.delivers(poll::PATIENCE)?, true)?;
+    }
+    there.owner.finish()
+}
+
+fn killed(ctx: &Ctx, fork: u8) -> Result<()> {
+    let there = Elsewhere::new(ctx, fork)?;
+    there.send()?;
+    expect("delivered", there.delivers(poll::PATIENCE)?, true)?;
+    there.owner.signal(libc::SIGKILL)?;
+    there.owner.wait_state('Z')?;
+    there.send()?;
+    let limit = if fork == OWNER {
+        MOMENT
+    } else {
+        poll::PATIENCE
+    };
+    expect("delivered then", there.delivers(limit)?, fork == KERNEL)?;
+    let raw = Raw::of(&there.copy);
+    expect("SET_OWNER", raw.set_owner(), Err(Errno(libc::EBUSY)))?;
+    expect("RESET_OWNER", raw.reset_owner(), Err(Errno(libc::EPERM)))?;
+    drop(there.copy);
+    poll::wait_for("the interface to go", || {
+        Ok(net::index("vt0").is_err().then_some(()))
+    })
+}
+
+fn executes(ctx: &Ctx, fork: u8) -> Result<()> {
+    let mem = Memory::new()?;
+    let vhost = VhostNet::open(&ctx.device, &mem)?;
+    let copy = vhost.file().try_clone().context("dup")?;
+    // SAFETY: Plain system call; the descriptor is to survive exec.
+    unsafe { libc::fcntl(vhost.as_raw_fd(), libc::F_SETFD, 0) };
+    let child = Child::spawn(|_| {
+        set(vhost.raw(), fork)?;
+        vhost.set_owner()?;
+        let mut vmm = Setup::new().on(vhost, mem, ctx)?;
+        vmm.post_rx(100, &[2048])?;
+        for _ in 0..50 {
+            vmm.send_rx(500)?;
+        }
+        let program = c"/bin/true";
+        // SAFETY: The arguments are valid C strings, the array ends with null.
+        unsafe {
+            libc::execv(
+                program.as_ptr(),
+                [program.as_ptr(), std::ptr::null()].as_ptr(),
+            )
+        };
+        Err(std::io::Error::last_os_error()).context("execv")
+    })?;
+    // It ends without a verdict of ours, but it ends.
+    let _ = child.finish();
+    let raw = Raw::of(&copy);
+    expect("SET_OWNER", raw.set_owner(), Err(Errno(libc::EBUSY)))?;
+    expect("RESET_OWNER", raw.reset_owner(), Err(Errno(libc::EPERM)))?;
+    drop(copy);
+    poll::wait_for("the interface to go", || {
+        Ok(net::index("vt0").is_err().then_some(()))
+    })
+}
+
+/// SET_OWNER by a user who may not have another process.
+fn limit(ctx: &Ctx, fork: Option<u8>, wanted: Outcome) -> Result<()> {
+    const NOBODY: libc::uid_t = 65_534;
+    let file = device::open(&ctx.device)?;
+    if let Some(fork) = fork {
+        set(Raw::of(&file), fork)?;
+    }
+    crate::process::in_child(|| {
+        let none = libc::rlimit {
+            rlim_cur: 1,
+            rlim_max: 1,
+        };
+        // SAFETY: The limit is valid, the other calls have no pointers.
+        let rc = unsafe {
+            libc::setrlimit(libc::RLIMIT_NPROC, &none)
+                + libc::setgroups(0, std::ptr::null())
+                + libc::setgid(NOBODY)
+                + libc::setuid(NOBODY)
+        };
+        expect("becoming nobody", rc, 0)?;
+        expect("SET_OWNER", Raw::of(&file).set_owner(), wanted)
+    })
+}
+
+extern "C" fn nothing(_: libc::c_int) {}
+
+fn signals(ctx: &Ctx) -> Result<()> {
+    // SAFETY: The action is valid, and its handler does nothing.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as *const () as usize;
+        libc::sigaction(libc::SIGALRM, &action, std::ptr::null_mut());
+    }
+    let interval = |micros: libc::suseconds_t| {
+        let time = libc::timeval {
+            tv_sec: 0,
+            tv_usec: micros,
+        };
+        let timer = libc::itimerval {
+            it_interval: time,
+            it_value: time,
+        };
+        // SAFETY: The timer is valid; the old one is not asked for.
+        unsafe { libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut()) };
+    };
+    let mut failed = 0;
+    for fork in [OWNER, KERNEL] {
+        for _ in 0..100 {
+            let file = device::open(&ctx.device)?;
+            let raw = Raw::of(&file);
+            set(raw, fork)?;
+            interval(1000);
+            let seen = raw.set_owner();
+            interval(0);
+            if seen == ENOMEM {
+                failed += 1;
+                // Nobody has become the owner.
+                expect("RESET_OWNER", raw.reset_owner(), Err(Errno(libc::EPERM)))?;
+                expect("SET_OWNER in peace", raw.set_owner(), Ok(0))?;
+            } else {
+                expect("SET_OWNER", seen, Ok(0))?;
+            }
+            expect("RESET_OWNER", raw.reset_owner(), Ok(0))?;
+        }
+    }
+    match ctx.module {
+        Module::C => Ok(()),
+        Module::Rust => expect("failures", failed, 0),
+    }
+}
