@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash
-# Used inside the machine: module, libvirt, bridge, guest. Source it.
+# Used inside the machine: module, libvirt, bridge, guest, and what its rounds share. Source it.
 
 # shellcheck source=scripts/lib.sh
 . "${BASH_SOURCE[0]%/*}/../lib.sh"
 
 HOST_IP=10.99.0.1
 GUEST_IP=10.99.0.2
+# The guest that is spoken to: its console's log and terminal, and its QEMU.
 GUEST_LOG=/run/guest.log
+GUEST_PIDFILE=/run/libvirt/qemu/guest.pid
+EMULATOR=${VM_EMULATOR:-qemu-system-x86_64}
 
 step() { printf '[%3ds] %s\n' "$SECONDS" "$*"; }
 
@@ -66,42 +69,54 @@ make_bridge() {
 
 define_guest() {
     sed -e "s|@KERNEL@|${VM_GUEST_KERNEL:?}|; s|@INITRD@|${VM_INITRD:?}|; s|@LOG@|$GUEST_LOG|" \
-        -e "s|@GUEST_IP@|$GUEST_IP|; s|@HOST_IP@|$HOST_IP|; s|@EMULATOR@|$(command -v qemu-system-x86_64)|" \
+        -e "s|@GUEST_IP@|$GUEST_IP|; s|@HOST_IP@|$HOST_IP|; s|@EMULATOR@|$(command -v "$EMULATOR")|" \
         "$ROOT/scripts/e2e/domain.xml" >/run/guest.xml
     virsh -q define /run/guest.xml
     step "guest defined"
 }
 
-# waits SECONDS for PATTERN in the guest's console
-await_guest() { timeout "$1" sh -c "until grep -q '$2' $GUEST_LOG; do sleep 0.2; done" 2>/dev/null; }
+# await SECONDS COMMAND…: until it succeeds; seconds count more on slow kernels
+await() {
+    local end=$((SECONDS + $1 * ${SLOW:-1}))
+    shift
+    until "$@"; do
+        [ "$SECONDS" -lt "$end" ] || return 1
+        sleep 0.2
+    done
+}
 
-# Starts the guest. Under emulated SVM about one boot in ten stops before user space:
-# such a boot, and only such a one, is tried again.
-start_guest() {
-    local try patience=$((90 * ${SLOW:-1}))
+# How often PATTERN stands in the guest's console so far, and whether it stands there N times
+guest_said() { grep -ac "$1" "$GUEST_LOG" || true; }
+guest_says() { [ "$(guest_said "$1")" -ge "${2:-1}" ]; }
+
+# boot_guest START STOP: starts the guest. Under emulated SVM about one boot in ten stops before
+# user space: such a boot, and only such a one, is tried again.
+boot_guest() {
+    local try
     for try in 1 2 3; do
-        : >$GUEST_LOG
-        virsh -q start guest
-        if await_guest $patience GUEST-BOOT; then
-            await_guest $patience GUEST-READY && { step "guest is up"; return 0; }
-            tail -n 20 $GUEST_LOG
+        : >"$GUEST_LOG"
+        $1
+        if await 90 guest_says GUEST-BOOT; then
+            await 90 guest_says GUEST-READY && { step "guest is up"; return 0; }
+            tail -n 20 "$GUEST_LOG"
             die "the guest booted, but did not get ready (its console is above)."
         fi
-        virsh -q destroy guest || true
-        step "the guest's kernel did not reach user space (try $try); its console: $(tail -c 300 $GUEST_LOG)"
+        $2 || true
+        step "the guest's kernel did not reach user space (try $try); its console: $(tail -c 300 "$GUEST_LOG")"
     done
     die "the guest did not boot in three tries."
 }
 
-guest_pid() { cat /run/libvirt/qemu/guest.pid; }
+start_guest() { boot_guest "virsh -q start guest" "virsh -q destroy guest"; }
 
-# "name tid" of each vhost thread of the guest, kernel thread or thread of QEMU.
+guest_pid() { cat "$GUEST_PIDFILE"; }
+
+# vhost_threads PID: "name tid" of each vhost thread of that QEMU, kernel thread or its own
 vhost_threads() {
-    local task name pid
-    pid=$(guest_pid)
+    local task name pid=$1
     for task in /proc/[0-9]*/task/[0-9]*; do
         { read -r name <"$task/comm"; } 2>/dev/null || continue
-        case $name in "vhost-$pid"*) echo "$name ${task##*/}" ;; esac
+        case $name in "vhost-$pid" | "vhost-$pid-"*) echo "$name ${task##*/}" ;; esac
     done
 }
 
