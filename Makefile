@@ -18,14 +18,22 @@ install: ## install rvhost_net.ko for the running kernel (or KDIR's)
 	@scripts/module install
 test: ## everything, in steps; ends with "N passed, N failed" (DEBUG=1: debug kernel)
 	@scripts/test all
+test-long: ## the rounds in their long form, with each QEMU that can be had (MODULE=c)
+	@scripts/test long
 check: ## linters and host tests only
 	@scripts/test check
 kunit: ## the suites that run inside a kernel
 	@scripts/kunit
+rounds: ## what VMMs do with a running device: migration, hot-plug, ... (ROUNDS='...': some; MODULE=c)
+	@MODULE=$(MODULE) scripts/e2e/rounds $(ROUNDS)
 vtest: ## the user-space client against the module (MODULE=c: against C vhost_net)
 	@scripts/vtest $(or $(MODULE),rust)
+abi: ## compare with C vhost_net, behaviour by behaviour; writes Documentation/compat.rst (MODULE=c|rust: only list)
+	@scripts/abi $(MODULE)
 trace: ## see each tracepoint fire through ftrace
 	@scripts/trace
+bench-quick: ## instructions per packet, against C vhost_net and our own baseline (BASELINE=write)
+	@scripts/bench/instructions
 bench: ## measure against C vhost_net; writes Documentation/performance.rst
 	@scripts/bench/run
 where: ## print KSRC, KOBJ, BZIMAGE, MODULE as shell assignments
@@ -39,4 +47,4 @@ clean: ## remove what was built here; the cache stays
 clean-cache: ## remove the cache: kernels, source, tools
 	@scripts/clean cache
 
-.PHONY: help setup run vm modules install test check kunit vtest trace bench where kernel rust-analyzer clean clean-cache
+.PHONY: help setup run vm modules install test test-long check kunit rounds vtest abi trace bench-quick bench where kernel rust-analyzer clean clean-cache
