@@ -99,7 +99,7 @@ pub(crate) enum Next {
 
 enum Path {
     Rx(Rx),
-    Tx(Tx),
+    Tx(KBox<Tx>),
 }
 
 /// Where the owner says the ring is.
@@ -161,7 +161,9 @@ impl Virtqueue {
                 },
                 path: match direction {
                     Direction::Rx => Path::Rx(Rx::new()?),
-                    Direction::Tx => Path::Tx(Tx::new(bell.clone(), LOANS)?),
+                    Direction::Tx => {
+                        Path::Tx(KBox::new(Tx::new(bell.clone(), LOANS)?, GFP_KERNEL)?)
+                    }
                 },
                 kick: None,
                 bell,
