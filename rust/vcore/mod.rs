@@ -14,12 +14,14 @@ pub mod chain;
 pub mod dirty;
 pub mod event;
 pub mod feat;
+pub mod flow;
 pub mod hdr;
 pub mod iotlb;
 pub mod map;
 pub mod mem;
 #[cfg(any(test, rv_kunit, feature = "mock"))]
 pub mod mock;
+pub mod rss;
 pub mod split;
 pub mod wire;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The target without libFuzzer.
+//! The target that TARGET names (split_ring by default), without libFuzzer.
 //!
 //! Usage: `random SECONDS [SEED]` for random input, `random FILE…` for that in files, or
 //! `random seeds FOLDER` to fill a folder for libFuzzer to start from.
@@ -46,6 +46,11 @@ fn done<T>(path: &str, result: std::io::Result<T>) -> T {
 }
 
 fn main() {
+    let name = env::var("TARGET").unwrap_or_else(|_| "split_ring".into());
+    let Some(target) = vcore_fuzz::target(&name) else {
+        eprintln!("{name}: no such target");
+        process::exit(2);
+    };
     let mut args = env::args().skip(1).peekable();
     if args.next_if(|a| a == "seeds").is_some() {
         let folder = args.next().unwrap_or_default();
@@ -58,7 +63,7 @@ fn main() {
     let seconds = args.peek().and_then(|a| a.parse::<u64>().ok());
     let Some(seconds) = seconds else {
         for file in args {
-            vcore_fuzz::split_ring(&done(&file, fs::read(&file)));
+            target(&done(&file, fs::read(&file)));
         }
         return;
     };
@@ -73,7 +78,7 @@ fn main() {
     let mut runs = 0u64;
     while Instant::now() < end {
         let input = random.input();
-        if std::panic::catch_unwind(|| vcore_fuzz::split_ring(&input)).is_err() {
+        if std::panic::catch_unwind(|| target(&input)).is_err() {
             let file = format!("crash-{seed}-{runs}");
             done(&file, fs::write(&file, &input));
             println!("crash: its input is {file}");

@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Fuzz target: a split ring whose driver does anything, at any time.
+//! Fuzz targets: a split ring whose driver does anything, at any time; frames of any bytes.
 
 #[path = "../../tests/naive/mod.rs"]
 mod naive;
 
 use std::ops::Range;
 
-use naive::rig::{
-    Rig,
-    Setup,
-    Step,
-    TABLES,
-    TABLES_AT, //
+use naive::{
+    rig::{
+        Rig,
+        Setup,
+        Step,
+        TABLES,
+        TABLES_AT, //
+    },
+    steering::Seen, //
 };
 use vcore::vcore::{
     addr::{
@@ -26,6 +29,7 @@ use vcore::vcore::{
         MAX_SEGMENTS, //
     },
     feat,
+    flow::Flow,
     map::Region,
     mem::{
         Access,
@@ -36,6 +40,13 @@ use vcore::vcore::{
         MockMem,
         MockRing,
         HVA_BASE, //
+    },
+    rss::{
+        Key,
+        Toeplitz,
+        INPUT_BYTES,
+        KEY_BYTES,
+        NO_SUMS, //
     },
     split::{
         Cursor,
@@ -48,6 +59,33 @@ use vcore::vcore::{
     Error,
     Result, //
 };
+
+/// A target by its name.
+pub fn target(name: &str) -> Option<fn(&[u8])> {
+    match name {
+        "split_ring" => Some(split_ring),
+        "steering" => Some(steering),
+        _ => None,
+    }
+}
+
+/// Runs one input: types, and a frame, beside the model of its flow and hash.
+pub fn steering(data: &[u8]) {
+    const KEY: [u8; KEY_BYTES] = *b"any key that has no period will do, here";
+    let Some((&[low, high], frame)) = data.split_first_chunk() else {
+        return;
+    };
+    thread_local! {
+        static HASH: Toeplitz<Vec<[u32; 256]>> =
+            Toeplitz::new(&Key(KEY), vec![NO_SUMS; INPUT_BYTES]);
+    }
+    let types = u32::from(u16::from_le_bytes([low, high]));
+    let flow = Flow::of_frame(frame);
+    let seen = Seen::of_frame(frame);
+    assert_eq!(Seen::by_core(&flow), seen);
+    let hash = HASH.with(|toeplitz| toeplitz.of_flow(types, &flow));
+    assert_eq!((hash.value, hash.report), seen.hash(&KEY, types));
+}
 
 /// Runs one input: either step by step beside the model, or with memory that changes between
 /// any two accesses, where what is known is what must not happen.

@@ -6,6 +6,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod rig;
+pub mod steering;
 
 use std::{
     collections::HashSet,
