@@ -19,6 +19,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::ioctl::Raw;
 use crate::mem::Memory;
+use crate::traffic::expect;
 
 /// Feature bits, as masks.
 pub(crate) mod feature {
@@ -83,6 +84,13 @@ pub(crate) fn open(path: &Path) -> Result<File> {
         .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
         .open(path)
         .with_context(|| format!("opening {}", path.display()))
+}
+
+/// Opens the device node and becomes the owner.
+pub(crate) fn owned(path: &Path) -> Result<File> {
+    let file = open(path)?;
+    expect("SET_OWNER", Raw::of(&file).set_owner(), Ok(0))?;
+    Ok(file)
 }
 
 impl AsRawFd for VhostNet {

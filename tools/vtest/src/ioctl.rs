@@ -55,6 +55,18 @@ pub(crate) struct MemoryRegion {
     pub(crate) flags_padding: u64,
 }
 
+impl MemoryRegion {
+    /// `size` bytes at guest address `gpa`, which the owner has at `uaddr`.
+    pub(crate) fn new(gpa: u64, size: u64, uaddr: u64) -> Self {
+        Self {
+            gpa,
+            size,
+            uaddr,
+            flags_padding: 0,
+        }
+    }
+}
+
 const VHOST: libc::c_uint = 0xaf;
 
 ioctl_ior_nr!(GET_FEATURES, VHOST, 0x00, u64);

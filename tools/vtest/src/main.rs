@@ -35,6 +35,7 @@ mod document;
 mod errno;
 mod frame;
 mod ioctl;
+mod late;
 mod mem;
 mod model;
 mod net;

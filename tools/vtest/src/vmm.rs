@@ -9,6 +9,7 @@ use anyhow::Context;
 use anyhow::Result;
 use vhost::net::VhostNet as _;
 use vhost::VhostBackend;
+use vhost::VhostUserMemoryRegionInfo;
 use vhost::VringConfigData;
 
 use crate::case::skip;
@@ -20,6 +21,7 @@ use crate::device::TX;
 use crate::frame::Direction;
 use crate::frame::Frames;
 use crate::ioctl;
+use crate::ioctl::MemoryRegion;
 use crate::ioctl::VringAddr;
 use crate::mem::Memory;
 use crate::tap::Tap;
@@ -257,6 +259,15 @@ impl Vmm {
         } else {
             &self.tx
         }
+    }
+
+    /// The memory table that describes all of guest memory.
+    pub(crate) fn regions(&self) -> Result<Vec<MemoryRegion>> {
+        let regions = self.mem.regions()?;
+        let region = |r: &VhostUserMemoryRegionInfo| {
+            MemoryRegion::new(r.guest_phys_addr, r.memory_size, r.userspace_addr)
+        };
+        Ok(regions.iter().map(region).collect())
     }
 
     /// VHOST_SET_FEATURES.

@@ -223,15 +223,13 @@ impl Rig {
         let host = self.vmm.mem.host(0)? as u64;
         let each = BOUNDARY / PAGE / count as u64 * PAGE;
         let regions: Vec<MemoryRegion> = (0..count as u64)
-            .map(|i| MemoryRegion {
-                gpa: i * each,
-                size: if i + 1 == count as u64 {
+            .map(|i| {
+                let size = if i + 1 == count as u64 {
                     BOUNDARY - i * each
                 } else {
                     each
-                },
-                uaddr: host + i * each,
-                flags_padding: 0,
+                };
+                MemoryRegion::new(i * each, size, host + i * each)
             })
             .collect();
         self.vmm

@@ -11,35 +11,35 @@ use anyhow::Result;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
-use crate::better;
 use crate::case::Ctx;
-use crate::case::Module;
 use crate::case::Table;
 use crate::device;
 use crate::device::RX;
+use crate::device::TX;
 use crate::errno::Errno;
+use crate::frame::NetHdr;
 use crate::ioctl;
-use crate::ioctl::MemoryRegion;
 use crate::ioctl::Outcome;
 use crate::ioctl::Raw;
 use crate::net;
 use crate::tap::Tap;
 use crate::traffic::expect;
+use crate::traffic::Split;
 use crate::vmm::Setup;
 use crate::wire::Wire;
 
-const OK: Outcome = Ok(0);
+pub(super) const OK: Outcome = Ok(0);
 const EBADF: Outcome = Err(Errno(libc::EBADF));
 const EBUSY: Outcome = Err(Errno(libc::EBUSY));
-const EFAULT: Outcome = Err(Errno(libc::EFAULT));
+pub(super) const EFAULT: Outcome = Err(Errno(libc::EFAULT));
 const EINVAL: Outcome = Err(Errno(libc::EINVAL));
 const ENOBUFS: Outcome = Err(Errno(libc::ENOBUFS));
 const ENOTSOCK: Outcome = Err(Errno(libc::ENOTSOCK));
-const EOPNOTSUPP: Outcome = Err(Errno(libc::EOPNOTSUPP));
-const E2BIG: Outcome = Err(Errno(libc::E2BIG));
+pub(super) const EOPNOTSUPP: Outcome = Err(Errno(libc::EOPNOTSUPP));
+pub(super) const E2BIG: Outcome = Err(Errno(libc::E2BIG));
 
 /// An address that is the kernel's.
-const KERNEL: u64 = 0xffff_8880_0000_0000;
+pub(super) const KERNEL: u64 = 0xffff_8880_0000_0000;
 /// An address in the first page, where nothing is mapped.
 const BAD_POINTER: usize = 8;
 /// A descriptor that is not open.
@@ -48,26 +48,6 @@ const CLOSED: i32 = 999;
 pub(super) fn register(table: &mut Table) {
     table.add("control::bad_pointer_is_efault", bad_pointer);
     table.add("control::bad_queue_index_is_enobufs", bad_index);
-    table.add("control::mem_table_checks", mem_table);
-    table.add("control::mem_table_odd_regions_are_accepted", odd_regions);
-    table.add_better(
-        "control::mem_table_region_of_no_size_at_zero",
-        better::ZERO_REGION,
-        zero_region,
-    );
-    table.add(
-        "control::mem_table_kernel_address_without_backend_fails_at_start",
-        kernel_region,
-    );
-    table.add(
-        "control::mem_table_kernel_address_while_running_keeps_the_old",
-        kernel_running,
-    );
-    table.add(
-        "control::mem_table_replaced_while_running_carries_on",
-        table_replaced,
-    );
-    table.add("control::mem_table_of_64_gib_reserved_is_free", reserved);
     table.add("control::vring_num_checks", vring_num);
     table.add(
         "control::vring_num_and_base_while_running_are_ebusy",
@@ -81,6 +61,10 @@ pub(super) fn register(table: &mut Table) {
     table.add(
         "control::vring_addr_kernel_range_while_running_is_einval",
         addr_running,
+    );
+    table.add(
+        "control::descriptor_table_may_lie_anywhere",
+        unaligned_table,
     );
     table.add("control::vring_base_checks", vring_base);
     table.add("control::eventfd_checks", eventfds);
@@ -120,14 +104,8 @@ pub(super) fn register(table: &mut Table) {
     });
 }
 
-fn owned(ctx: &Ctx) -> Result<File> {
-    let file = device::open(&ctx.device)?;
-    expect("SET_OWNER", Raw::of(&file).set_owner(), OK)?;
-    Ok(file)
-}
-
 fn bad_pointer(ctx: &Ctx) -> Result<()> {
-    let file = owned(ctx)?;
+    let file = device::owned(&ctx.device)?;
     for (name, number) in [
         ("SET_MEM_TABLE", ioctl::SET_MEM_TABLE()),
         ("SET_VRING_NUM", ioctl::SET_VRING_NUM()),
@@ -145,7 +123,7 @@ fn bad_pointer(ctx: &Ctx) -> Result<()> {
 }
 
 fn bad_index(ctx: &Ctx) -> Result<()> {
-    let file = owned(ctx)?;
+    let file = device::owned(&ctx.device)?;
     let raw = Raw::of(&file);
     for index in [2, 3, u32::MAX] {
         expect("SET_VRING_NUM", raw.set_vring_num(index, 256), ENOBUFS)?;
@@ -177,187 +155,8 @@ fn bad_index(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-fn region(gpa: u64, size: u64, uaddr: u64) -> MemoryRegion {
-    MemoryRegion {
-        gpa,
-        size,
-        uaddr,
-        flags_padding: 0,
-    }
-}
-
-fn mem_table(ctx: &Ctx) -> Result<()> {
-    let file = owned(ctx)?;
-    let raw = Raw::of(&file);
-    let good = region(0, 4096, 0x10_0000);
-    expect("no region", raw.set_mem_table(0, &[]), OK)?;
-    expect("padding", raw.set_mem_table(1, &[good]), EOPNOTSUPP)?;
-    expect("one region", raw.set_mem_table(0, &[good]), OK)?;
-    let many: Vec<_> = (0..65)
-        .map(|i| region(i << 20, 4096, 0x10_0000 + (i << 20)))
-        .collect();
-    expect("64 regions", raw.set_mem_table(0, &many[..64]), OK)?;
-    expect(
-        "size 0 at 4096",
-        raw.set_mem_table(0, &[region(4096, 0, 0)]),
-        EFAULT,
-    )?;
-    let wrapping = region(u64::MAX - 4095, 8192, 0);
-    expect("wrapping", raw.set_mem_table(0, &[wrapping]), EFAULT)?;
-    // A table whose regions lie in memory that is not there.
-    let page = last_page()?;
-    let header = page + 4096 - 8;
-    // SAFETY: The header lies in the page that was just mapped for this.
-    unsafe { std::ptr::write_volatile(header as *mut u64, 1) };
-    expect(
-        "regions not readable",
-        raw.call(ioctl::SET_MEM_TABLE(), header),
-        EFAULT,
-    )?;
-    // C takes 64; a replacement may take more, QEMU reads how many from sysfs.
-    match ctx.module {
-        Module::C => expect("65 regions", raw.set_mem_table(0, &many), E2BIG),
-        Module::Rust => Ok(()),
-    }
-}
-
-/// One readable page with nothing behind it.
-fn last_page() -> Result<usize> {
-    // SAFETY: Maps fresh memory at an address of the kernel's choice, then
-    // takes its second page away again; nothing else refers to it.
-    unsafe {
-        let page = libc::mmap(
-            std::ptr::null_mut(),
-            8192,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            -1,
-            0,
-        );
-        anyhow::ensure!(page != libc::MAP_FAILED, "mmap failed");
-        libc::mprotect(page.byte_add(4096), 4096, libc::PROT_NONE);
-        Ok(page as usize)
-    }
-}
-
-fn odd_regions(ctx: &Ctx) -> Result<()> {
-    let file = owned(ctx)?;
-    let raw = Raw::of(&file);
-    let flagged = MemoryRegion {
-        flags_padding: 7,
-        ..region(0, 4096, 0x10_0000)
-    };
-    for (name, regions) in [
-        ("flags", vec![flagged]),
-        ("unaligned", vec![region(3, 5, 7)]),
-        ("up to the end", vec![region(u64::MAX - 4095, 4096, 0)]),
-        (
-            "overlapping",
-            vec![region(0, 8192, 0x10_0000), region(4096, 8192, 0x20_0000)],
-        ),
-        (
-            "twice the same",
-            vec![region(0, 8192, 0x10_0000), region(0, 8192, 0x10_0000)],
-        ),
-    ] {
-        expect(name, raw.set_mem_table(0, &regions), OK)?;
-    }
-    Ok(())
-}
-
-fn zero_region(ctx: &Ctx) -> Result<()> {
-    let file = owned(ctx)?;
-    let wanted = match ctx.module {
-        Module::C => OK,
-        Module::Rust => EFAULT,
-    };
-    expect(
-        "SET_MEM_TABLE",
-        Raw::of(&file).set_mem_table(0, &[region(0, 0, 0)]),
-        wanted,
-    )
-}
-
-fn kernel_region(ctx: &Ctx) -> Result<()> {
-    let vmm = Setup::new().stopped().build(ctx)?;
-    let raw = vmm.vhost.raw();
-    let fd = vmm.tap.as_raw_fd();
-    let bad = [region(0, 4096, KERNEL)];
-    expect("SET_MEM_TABLE", raw.set_mem_table(0, &bad), OK)?;
-    expect("SET_BACKEND", raw.set_backend(0, fd), EFAULT)?;
-    expect("SET_BACKEND -1", raw.set_backend(0, -1), EFAULT)
-}
-
-fn good_regions(vmm: &crate::vmm::Vmm) -> Result<Vec<MemoryRegion>> {
-    let regions = vmm.mem.regions()?;
-    let regions = regions.iter();
-    Ok(regions
-        .map(|r| region(r.guest_phys_addr, r.memory_size, r.userspace_addr))
-        .collect())
-}
-
-fn kernel_running(ctx: &Ctx) -> Result<()> {
-    let mut vmm = Setup::new().build(ctx)?;
-    vmm.post_rx(10, &[2048])?;
-    vmm.check_alive()?;
-    let raw = vmm.vhost.raw();
-    expect(
-        "SET_MEM_TABLE while running",
-        raw.set_mem_table(0, &[region(0, 4096, KERNEL)]),
-        EFAULT,
-    )?;
-    vmm.check_alive()?;
-    vmm.check_alive()
-}
-
-fn table_replaced(ctx: &Ctx) -> Result<()> {
-    let mut vmm = Setup::new().build(ctx)?;
-    vmm.post_rx(100, &[2048])?;
-    let good = good_regions(&vmm)?;
-    let mut more = good.clone();
-    more.push(region(1 << 40, 1 << 20, good[0].uaddr));
-    for round in 0..200 {
-        let now = if round % 2 == 0 { &more } else { &good };
-        let frame = vmm.send_rx(500)?;
-        expect("SET_MEM_TABLE", vmm.vhost.raw().set_mem_table(0, now), OK)?;
-        let received = vmm.expect_in_guest(&frame)?;
-        vmm.repost(&received)?;
-    }
-    vmm.check_alive()
-}
-
-/// DPDK registers what it has only reserved.
-fn reserved(ctx: &Ctx) -> Result<()> {
-    const SIZE: usize = 64 << 30;
-    // SAFETY: Reserves address space at an address of the kernel's choice.
-    let area = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            SIZE,
-            libc::PROT_NONE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-            -1,
-            0,
-        )
-    };
-    anyhow::ensure!(area != libc::MAP_FAILED, "reserving 64 GiB failed");
-    let mut vmm = Setup::new().build(ctx)?;
-    let mut regions = good_regions(&vmm)?;
-    regions.push(region(1 << 40, SIZE as u64, area as u64));
-    let start = std::time::Instant::now();
-    expect(
-        "SET_MEM_TABLE",
-        vmm.vhost.raw().set_mem_table(0, &regions),
-        OK,
-    )?;
-    let took = start.elapsed();
-    anyhow::ensure!(took.as_secs() < 2, "SET_MEM_TABLE took {took:?}");
-    vmm.post_rx(10, &[2048])?;
-    vmm.check_alive()
-}
-
 fn vring_num(ctx: &Ctx) -> Result<()> {
-    let file = owned(ctx)?;
+    let file = device::owned(&ctx.device)?;
     let raw = Raw::of(&file);
     for (num, wanted) in [
         (0, EINVAL),
@@ -477,8 +276,28 @@ fn addr_running(ctx: &Ctx) -> Result<()> {
     vmm.check_alive()
 }
 
+/// Its alignment is never checked.
+fn unaligned_table(ctx: &Ctx) -> Result<()> {
+    let mut vmm = Setup::new().stopped().build(ctx)?;
+    let frame = vmm.tx_frames.plain(60);
+    vmm.queue_tx(&NetHdr::default(), &frame, &Split::HeaderAlone)?;
+    vmm.tx.publish();
+    let len = 16 * 256;
+    let bytes = vmm.mem.read(vmm.tx.ring.layout().desc, len)?;
+    let odd = vmm.mem.alloc(len as u64 + 1, 2)? + 1;
+    vmm.mem.write(odd, &bytes)?;
+    let mut addr = vmm.vring_addr(TX)?;
+    addr.desc = vmm.mem.host(odd)? as u64;
+    let seen = vmm.vhost.raw().set_vring_addr(&addr);
+    expect("SET_VRING_ADDR", seen, OK)?;
+    vmm.start()?;
+    vmm.expect_on_wire(&frame)?;
+    vmm.tx.wait_used()?;
+    Ok(())
+}
+
 fn vring_base(ctx: &Ctx) -> Result<()> {
-    let file = owned(ctx)?;
+    let file = device::owned(&ctx.device)?;
     let raw = Raw::of(&file);
     for (base, wanted) in [(0, OK), (65_535, OK), (65_536, EINVAL), (u32::MAX, EINVAL)] {
         expect(
@@ -491,7 +310,7 @@ fn vring_base(ctx: &Ctx) -> Result<()> {
 }
 
 fn eventfds(ctx: &Ctx) -> Result<()> {
-    let file = owned(ctx)?;
+    let file = device::owned(&ctx.device)?;
     let raw = Raw::of(&file);
     let event = EventFd::new(EFD_NONBLOCK).context("eventfd")?;
     let null = File::open("/dev/null").context("/dev/null")?;
@@ -522,7 +341,7 @@ fn eventfds(ctx: &Ctx) -> Result<()> {
 fn set_backend(ctx: &Ctx) -> Result<()> {
     let vmm = Setup::new().stopped().build(ctx)?;
     let raw = vmm.vhost.raw();
-    let fresh = owned(ctx)?;
+    let fresh = device::owned(&ctx.device)?;
     // The ring check comes before the descriptor is looked at.
     expect(
         "no table, bad fd",
@@ -589,7 +408,7 @@ fn failing_keeps(ctx: &Ctx) -> Result<()> {
 }
 
 fn no_table(ctx: &Ctx) -> Result<()> {
-    let file = owned(ctx)?;
+    let file = device::owned(&ctx.device)?;
     for index in [0, 1] {
         expect(
             "SET_BACKEND -1",

@@ -269,23 +269,10 @@ fn cleared(ctx: &Ctx) -> Result<()> {
 fn aliases(ctx: &Ctx) -> Result<()> {
     const ALIAS: u64 = END;
     let mut vmm = translated(ctx)?;
-    let regions = vmm.mem.regions()?;
-    let mut table: Vec<MemoryRegion> = regions
-        .iter()
-        .map(|r| MemoryRegion {
-            gpa: r.guest_phys_addr,
-            size: r.memory_size,
-            uaddr: r.userspace_addr,
-            flags_padding: 0,
-        })
-        .collect();
+    let mut table = vmm.regions()?;
     let buffer = vmm.mem.rx_buffer(4 * PAGE)?.next_multiple_of(PAGE);
-    table.push(MemoryRegion {
-        gpa: ALIAS,
-        size: PAGE,
-        uaddr: vmm.mem.host(buffer)? as u64,
-        flags_padding: 0,
-    });
+    let uaddr = vmm.mem.host(buffer)? as u64;
+    table.push(MemoryRegion::new(ALIAS, PAGE, uaddr));
     expect(
         "SET_MEM_TABLE",
         vmm.vhost.raw().set_mem_table(0, &table),

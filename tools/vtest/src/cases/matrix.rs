@@ -21,7 +21,7 @@ use crate::case::Table;
 use crate::device::RX;
 use crate::device::TX;
 use crate::errno::Errno;
-use crate::ioctl;
+use crate::ioctl::MemoryRegion;
 use crate::ioctl::Outcome;
 use crate::ioctl::Raw;
 use crate::ioctl::VringAddr;
@@ -120,15 +120,6 @@ type Calls = &'static [(&'static str, &'static [Row])];
 pub(super) fn register(table: &mut Table) {
     for (call, rows) in [device::CALLS, queue::CALLS, other::CALLS].concat() {
         table.add(format!("{PREFIX}{call}"), move |ctx| check(ctx, rows));
-    }
-}
-
-fn region(gpa: u64, size: u64, uaddr: u64) -> ioctl::MemoryRegion {
-    ioctl::MemoryRegion {
-        gpa,
-        size,
-        uaddr,
-        flags_padding: 0,
     }
 }
 
@@ -246,15 +237,13 @@ impl Device<'_> {
 /// Makes all calls of `rows` in each state and compares what they return.
 fn check(ctx: &Ctx, rows: &[Row]) -> Result<()> {
     let props = Props::new(ctx)?;
-    let open = || crate::device::open(&ctx.device);
     let call = |raw: Raw| -> Vec<String> {
         let device = Device { raw, props: &props };
         rows.iter().map(|row| name((row.1)(&device))).collect()
     };
 
-    let unowned = open()?;
-    let owned = open()?;
-    expect("SET_OWNER", Raw::of(&owned).set_owner(), Ok(0))?;
+    let unowned = crate::device::open(&ctx.device)?;
+    let owned = crate::device::owned(&ctx.device)?;
     let running = running(ctx, &props)?;
     let running = Raw::of(&running);
     let columns = [
@@ -284,18 +273,16 @@ fn check(ctx: &Ctx, rows: &[Row]) -> Result<()> {
 }
 
 /// A device with an owner and a memory table.
-fn owned(ctx: &Ctx) -> Result<File> {
-    let file = crate::device::open(&ctx.device)?;
-    let raw = Raw::of(&file);
-    expect("SET_OWNER", raw.set_owner(), Ok(0))?;
-    let table = raw.set_mem_table(0, &[region(0, 4096, 1 << 20)]);
+fn with_table(ctx: &Ctx) -> Result<File> {
+    let file = crate::device::owned(&ctx.device)?;
+    let table = Raw::of(&file).set_mem_table(0, &[MemoryRegion::new(0, 4096, 1 << 20)]);
     expect("SET_MEM_TABLE", table, Ok(0))?;
     Ok(file)
 }
 
 /// A device that runs on the rings and the TAP of another, which does not.
 fn running(ctx: &Ctx, props: &Props) -> Result<File> {
-    let file = owned(ctx)?;
+    let file = with_table(ctx)?;
     let raw = Raw::of(&file);
     let tap = props.vmm.tap.as_raw_fd();
     for index in [RX, TX] {
@@ -310,7 +297,7 @@ fn running(ctx: &Ctx, props: &Props) -> Result<File> {
 
 /// A device that was set up and given up.
 fn given_up(ctx: &Ctx, props: &Props) -> Result<File> {
-    let file = owned(ctx)?;
+    let file = with_table(ctx)?;
     let raw = Raw::of(&file);
     let addr = raw.set_vring_addr(&props.vmm.vring_addr(RX)?);
     expect("SET_VRING_ADDR", addr, Ok(0))?;

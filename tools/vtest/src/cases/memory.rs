@@ -2,10 +2,7 @@
 
 //! Memory of the owner that goes, comes back, is replaced, or takes its time.
 
-use std::fs::File;
-use std::io::Read;
 use std::os::fd::AsRawFd;
-use std::os::fd::FromRawFd;
 use std::thread;
 
 use anyhow::ensure;
@@ -24,7 +21,7 @@ use crate::frame::NetHdr;
 use crate::ioctl;
 use crate::ioctl::MemoryRegion;
 use crate::ioctl::Outcome;
-use crate::ioctl::Raw;
+use crate::late::Late;
 use crate::mem::Access;
 use crate::mem::PAGE;
 use crate::poll;
@@ -68,25 +65,12 @@ pub(super) fn register(table: &mut Table) {
 
 /// As many regions as `count`, all of one page, behind those of the machine.
 fn table_of(vmm: &Vmm, count: usize) -> Result<Vec<MemoryRegion>> {
-    let regions = vmm.mem.regions()?;
-    let mut table: Vec<MemoryRegion> = regions
-        .iter()
-        .map(|r| MemoryRegion {
-            gpa: r.guest_phys_addr,
-            size: r.memory_size,
-            uaddr: r.userspace_addr,
-            flags_padding: 0,
-        })
-        .collect();
+    let mut table = vmm.regions()?;
     let page = vmm.mem.host(0)? as u64;
     for i in table.len()..count {
-        table.push(MemoryRegion {
-            // Neither adjacent, nor in order.
-            gpa: (1 << 40) + 2 * PAGE * (i as u64 * 7919 % 65_536),
-            size: PAGE,
-            uaddr: page,
-            flags_padding: 0,
-        });
+        // Neither adjacent, nor in order.
+        let gpa = (1 << 40) + 2 * PAGE * (i as u64 * 7919 % 65_536);
+        table.push(MemoryRegion::new(gpa, PAGE, page));
     }
     Ok(table)
 }
@@ -248,101 +232,8 @@ fn used_gone(ctx: &Ctx) -> Result<()> {
     vmm.check_alive()
 }
 
-/// Pages of our memory that somebody else provides when they are touched.
-struct Late {
-    fd: File,
-}
-
-#[repr(C)]
-struct UffdApi {
-    api: u64,
-    features: u64,
-    ioctls: u64,
-}
-
-#[repr(C)]
-struct UffdRegister {
-    start: u64,
-    len: u64,
-    mode: u64,
-    ioctls: u64,
-}
-
-#[repr(C)]
-struct UffdCopy {
-    dst: u64,
-    src: u64,
-    len: u64,
-    mode: u64,
-    copied: i64,
-}
-
-const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
-const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
-const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
-
-impl Late {
-    /// Takes a page away; whoever touches it waits for [`Self::provide`].
-    fn page(at: *mut u8) -> Result<Self> {
-        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-        // SAFETY: Plain system call without pointers.
-        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
-        ensure!(fd >= 0, "userfaultfd: {}", Errno::last());
-        // SAFETY: The descriptor was just opened and belongs to nobody else.
-        let fd = unsafe { File::from_raw_fd(fd as i32) };
-        let raw = Raw::of(&fd);
-        let api = UffdApi {
-            api: 0xaa,
-            features: 0,
-            ioctls: 0,
-        };
-        expect("UFFDIO_API", raw.put(UFFDIO_API, &api), Ok(0))?;
-        let register = UffdRegister {
-            start: at as u64,
-            len: PAGE,
-            mode: 1,
-            ioctls: 0,
-        };
-        expect(
-            "UFFDIO_REGISTER",
-            raw.put(UFFDIO_REGISTER, &register),
-            Ok(0),
-        )?;
-        // SAFETY: The page is guest memory that only the case uses.
-        let rc = unsafe { libc::madvise(at.cast(), PAGE as usize, libc::MADV_DONTNEED) };
-        ensure!(rc == 0, "madvise: {}", Errno::last());
-        Ok(Self { fd })
-    }
-
-    /// Waits until somebody waits for the page.
-    fn wait_touched(&self) -> Result<()> {
-        ensure!(
-            poll::readable(&self.fd, poll::PATIENCE)?,
-            "nobody touches the page"
-        );
-        (&self.fd).read_exact(&mut [0; 32]).context("userfaultfd")
-    }
-
-    fn provide(&self, at: *mut u8, bytes: &[u8]) -> Result<()> {
-        let mut page = bytes.to_vec();
-        page.resize(PAGE as usize, 0);
-        let copy = UffdCopy {
-            dst: at as u64,
-            src: page.as_ptr() as u64,
-            len: PAGE,
-            mode: 0,
-            copied: 0,
-        };
-        expect(
-            "UFFDIO_COPY",
-            Raw::of(&self.fd).put(UFFDIO_COPY, &copy),
-            Ok(0),
-        )
-    }
-}
-
 /// A packet in a page of its own; returns where that is, and what it holds.
-fn in_a_page(vmm: &mut Vmm) -> Result<(u64, Vec<u8>, Vec<u8>)> {
+pub(super) fn in_a_page(vmm: &mut Vmm) -> Result<(u64, Vec<u8>, Vec<u8>)> {
     let start = vmm.mem.tx_buffer(3 * PAGE)?.next_multiple_of(PAGE);
     let frame = vmm.tx_frames.plain(60);
     let mut bytes = NetHdr::default().bytes(12);

@@ -21,6 +21,7 @@ mod leaks;
 mod log;
 mod malformed;
 pub(crate) mod matrix;
+mod mem_table;
 mod memory;
 mod misses;
 mod multi;
@@ -50,6 +51,7 @@ pub(crate) fn all() -> Vec<Case> {
     matrix::register(&mut table);
     owner::register(&mut table);
     control::register(&mut table);
+    mem_table::register(&mut table);
     data::register(&mut table);
     shapes::register(&mut table);
     index::register(&mut table);

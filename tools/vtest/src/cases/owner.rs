@@ -56,19 +56,13 @@ pub(super) fn register(table: &mut Table) {
     );
 }
 
-fn owned(ctx: &Ctx) -> Result<std::fs::File> {
-    let file = device::open(&ctx.device)?;
-    expect("SET_OWNER", Raw::of(&file).set_owner(), Ok(0))?;
-    Ok(file)
-}
-
 fn twice(ctx: &Ctx) -> Result<()> {
-    let file = owned(ctx)?;
+    let file = device::owned(&ctx.device)?;
     expect("second SET_OWNER", Raw::of(&file).set_owner(), Err(EBUSY))
 }
 
 fn child_set(ctx: &Ctx) -> Result<()> {
-    let file = owned(ctx)?;
+    let file = device::owned(&ctx.device)?;
     process::in_child(|| expect("SET_OWNER", Raw::of(&file).set_owner(), Err(EBUSY)))
 }
 
@@ -173,7 +167,7 @@ fn of_child(ctx: &Ctx) -> Result<()> {
 }
 
 fn of_thread(ctx: &Ctx) -> Result<()> {
-    let file = owned(ctx)?;
+    let file = device::owned(&ctx.device)?;
     let raw = Raw::of(&file);
     let seen = std::thread::spawn(move || raw.set_vring_num(0, 128)).join();
     expect("SET_VRING_NUM", seen.ok(), Some(Ok(0)))
@@ -185,7 +179,7 @@ fn reset_without(ctx: &Ctx) -> Result<()> {
 }
 
 fn reset_state(ctx: &Ctx) -> Result<()> {
-    let file = owned(ctx)?;
+    let file = device::owned(&ctx.device)?;
     let raw = Raw::of(&file);
     expect("SET_VRING_BASE", raw.set_vring_base(0, 77), Ok(0))?;
     expect(
@@ -256,7 +250,7 @@ fn unknown(ctx: &Ctx) -> Result<()> {
 }
 
 fn workers(ctx: &Ctx) -> Result<()> {
-    let file = owned(ctx)?;
+    let file = device::owned(&ctx.device)?;
     let raw = Raw::of(&file);
     for (name, number) in [
         ("NEW_WORKER", ioctl::NEW_WORKER()),

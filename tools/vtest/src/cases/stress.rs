@@ -21,7 +21,6 @@ use crate::errno::Errno;
 use crate::frame::NetHdr;
 use crate::frame::Rng;
 use crate::ioctl;
-use crate::ioctl::MemoryRegion;
 use crate::traffic::Split;
 use crate::vmm::Setup;
 use crate::vmm::Vmm;
@@ -87,17 +86,7 @@ fn control(ctx: &Ctx, features: u64) -> Result<()> {
     let mut vmm = Setup::new().features(features).build(ctx)?;
     vmm.post_rx(200, &[2048])?;
     let raw = vmm.vhost.raw();
-    let regions: Vec<_> = vmm
-        .mem
-        .regions()?
-        .iter()
-        .map(|r| MemoryRegion {
-            gpa: r.guest_phys_addr,
-            size: r.memory_size,
-            uaddr: r.userspace_addr,
-            flags_padding: 0,
-        })
-        .collect();
+    let regions = vmm.regions()?;
     let addrs = [vmm.vring_addr(RX)?, vmm.vring_addr(TX)?];
     let err = [&vmm.rx.err, &vmm.tx.err].map(|event| event.try_clone());
     let fd = std::os::fd::AsRawFd::as_raw_fd(&vmm.tap);

@@ -4,7 +4,6 @@
 
 use std::os::fd::AsRawFd;
 
-use super::region;
 use super::Calls;
 use super::Row;
 use super::ANYBODY;
@@ -19,6 +18,7 @@ use super::UNREADABLE;
 use super::UNSUPPORTED;
 use crate::device::feature;
 use crate::ioctl;
+use crate::ioctl::MemoryRegion;
 
 pub(super) const CALLS: Calls = &[
     (
@@ -208,23 +208,32 @@ pub(super) const CALLS: Calls = &[
             ),
             Row(
                 "region of size 0",
-                |d| d.raw.set_mem_table(0, &[region(4096, 0, 0)]),
+                |d| d.raw.set_mem_table(0, &[MemoryRegion::new(4096, 0, 0)]),
                 NO_POINTER,
             ),
             Row(
                 "region that wraps",
-                |d| d.raw.set_mem_table(0, &[region(u64::MAX - 4095, 8192, 0)]),
+                |d| {
+                    d.raw
+                        .set_mem_table(0, &[MemoryRegion::new(u64::MAX - 4095, 8192, 0)])
+                },
                 NO_POINTER,
             ),
             Row(
                 "kernel address",
-                |d| d.raw.set_mem_table(0, &[region(0, 4096, KERNEL)]),
+                |d| {
+                    d.raw
+                        .set_mem_table(0, &[MemoryRegion::new(0, 4096, KERNEL)])
+                },
                 "EPERM ok ok EPERM EFAULT EPERM ok",
             ),
             Row("no region", |d| d.raw.set_mem_table(0, &[]), OWNER),
             Row(
                 "one region",
-                |d| d.raw.set_mem_table(0, &[region(0, 4096, 1 << 20)]),
+                |d| {
+                    d.raw
+                        .set_mem_table(0, &[MemoryRegion::new(0, 4096, 1 << 20)])
+                },
                 OWNER,
             ),
         ],
