@@ -77,15 +77,6 @@ impl Memory {
         self.kept = Kept::default();
     }
 
-    /// Forgets what it remembers of the IOTLB if that has changed. For a queue whose thread does
-    /// not run.
-    pub(crate) fn refresh(&mut self) {
-        if let Some(iotlb) = &self.iotlb {
-            self.generation = iotlb.generation();
-            self.forget();
-        }
-    }
-
     /// Says that queue `index` uses the memory from here on. If mappings were removed meanwhile, the
     /// cache is empty: returns `true`, and the caller has to forget what else was translated before,
     /// and [accept](Self::accept).

@@ -291,11 +291,6 @@ impl Iotlb {
         }
     }
 
-    /// The generation, for a queue whose thread does not run.
-    pub(crate) fn generation(&self) -> u32 {
-        self.generation.load(Acquire)
-    }
-
     /// Forgets what queue `index` asked for.
     pub(crate) fn forget(&self, index: u32) {
         // CAST: u32 to usize widens.

@@ -88,11 +88,23 @@ impl Ring {
         guest.covers(area.at, area.len, Access::Write)
     }
 
+    /// Does `f` for a caller that is not the queue's thread: who removes a mapping waits for it
+    /// as for a pass.
+    pub(crate) fn inside<R>(&mut self, f: impl FnOnce(&mut Self) -> R) -> R {
+        if self.memory.enter(self.index) {
+            self.memory.accept(self.index);
+        }
+        let result = f(self);
+        self.memory.leave(self.index);
+        result
+    }
+
     /// Prepares to run; see [`Cursor::start`].
     pub(crate) fn start(&mut self, user: &mut UserMem<'_>) -> vcore::Result {
-        self.memory.refresh();
-        let (cursor, layout, mut guest) = self.parts(user);
-        cursor.start(layout, &mut guest)
+        self.inside(|ring| {
+            let (cursor, layout, mut guest) = ring.parts(user);
+            cursor.start(layout, &mut guest)
+        })
     }
 
     /// Takes chains; see [`Cursor::take`].

@@ -152,9 +152,11 @@ impl Tx {
     pub(crate) fn drain(&mut self, ring: &mut Ring, user: &mut UserMem<'_>) -> Result {
         if let Some(loans) = &self.loans {
             loans.wait()?;
-            // A ring that cannot be written is about to be left.
-            let _ = self.use_returned(ring, user);
-            ring.flush(user, true);
+            ring.inside(|ring| {
+                // A ring that cannot be written is about to be left.
+                let _ = self.use_returned(ring, user);
+                ring.flush(user, true);
+            });
         }
         Ok(())
     }
