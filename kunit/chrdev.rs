@@ -8,6 +8,8 @@ use kernel::{
     },
     new_poll_condvar,
     prelude::*,
+    seq_file::SeqFile,
+    seq_print,
     sync::{
         atomic::{
             Atomic,
@@ -97,6 +99,10 @@ impl OpenFile for Device {
     fn poll(this: ArcBorrow<'_, Sum>, file: &OpenedFile<'_>, table: PollTable<'_>) -> bool {
         file.wait_on(&this.changed, table);
         this.sum.load(Relaxed) != 0
+    }
+
+    fn show(this: ArcBorrow<'_, Sum>, out: &SeqFile) {
+        seq_print!(out, "sum:\t{}\n", this.sum.load(Relaxed));
     }
 }
 

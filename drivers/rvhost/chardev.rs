@@ -7,6 +7,7 @@ use kernel::{
         IovIterSource, //
     },
     prelude::*,
+    seq_file::SeqFile,
     sync::{
         poll::PollTable,
         Arc,
@@ -50,5 +51,9 @@ impl OpenFile for VhostNet {
 
     fn poll(device: ArcBorrow<'_, Device>, file: &OpenedFile<'_>, table: PollTable<'_>) -> bool {
         device.iotlb().poll(file, table)
+    }
+
+    fn show(device: ArcBorrow<'_, Device>, out: &SeqFile) {
+        device.show(out);
     }
 }

@@ -6,6 +6,8 @@
 use kernel::{
     new_spinlock,
     prelude::*,
+    seq_file::SeqFile,
+    seq_print,
     sync::{
         atomic::{
             Atomic,
@@ -33,6 +35,7 @@ use crate::{
         usermem::in_user_range, //
     },
     memtable::MemTable,
+    stats::Stats,
     vcore::{
         addr::{
             Hva,
@@ -85,6 +88,8 @@ pub(crate) struct Device {
     #[pin]
     owner: SpinLock<Option<Arc<Owner>>>,
     iotlb: Arc<Iotlb>,
+    /// The acknowledged features, for those who only look.
+    features: [Atomic<u64>; 2],
     /// The acknowledged backend features.
     backend_features: Atomic<u64>,
 }
@@ -106,6 +111,8 @@ pub(crate) struct Owner {
     rx: KillableMutex<Queue>,
     #[pin]
     tx: KillableMutex<Queue>,
+    /// What is counted of both.
+    stats: [Arc<Stats>; 2],
 }
 
 /// A queue with its thread, as the control plane sees it.
@@ -140,6 +147,7 @@ impl Device {
                 }, c"rvhost device"),
                 owner <- new_spinlock!(None),
                 iotlb,
+                features: [Atomic::new(0), Atomic::new(0)],
                 backend_features: Atomic::new(0),
             }),
             GFP_KERNEL,
@@ -164,13 +172,14 @@ impl Device {
             return Err(EBUSY);
         }
         let mm = OwnerMm::of_current().ok_or(EPERM)?;
-        let rx = self.new_queue(Direction::Rx, &mm, &control)?;
-        let tx = self.new_queue(Direction::Tx, &mm, &control)?;
+        let (rx, rx_stats) = self.new_queue(Direction::Rx, &mm, &control)?;
+        let (tx, tx_stats) = self.new_queue(Direction::Tx, &mm, &control)?;
         let owner = Arc::pin_init(
             pin_init!(Owner {
                 mm,
                 rx <- new_killable!(rx, c"rvhost RX queue"),
                 tx <- new_killable!(tx, c"rvhost TX queue"),
+                stats: [rx_stats, tx_stats],
             }),
             GFP_KERNEL,
         )?;
@@ -187,7 +196,7 @@ impl Device {
         rx.end();
         tx.end();
         drop((rx, tx));
-        control.acked = Features::default();
+        self.acknowledge(&mut control, Features::default());
         control.table = Some(empty);
         control.fork_from_owner = param::fork_from_owner_default();
         self.backend_features.store(0, Relaxed);
@@ -241,8 +250,32 @@ impl Device {
         if !is_virtual {
             self.iotlb.switch_off();
         }
-        control.acked = acked;
+        self.acknowledge(&mut control, acked);
         Ok(())
+    }
+
+    fn acknowledge(&self, control: &mut Control, acked: Features) {
+        control.acked = acked;
+        for (shown, word) in self.features.iter().zip(acked.0) {
+            shown.store(word, Relaxed);
+        }
+    }
+
+    /// Shows what there is to know of it, from what others write meanwhile: waits for no queue.
+    pub(crate) fn show(&self, out: &SeqFile) {
+        let [low, high] = [0, 1].map(|i| self.features[i].load(Relaxed));
+        seq_print!(out, "rvhost:\t1\ndevice:\t{}\n", self.id);
+        seq_print!(out, "features:\t{high:#x} {low:#x}\n");
+        seq_print!(
+            out,
+            "backend-features:\t{:#x}\n",
+            self.backend_features.load(Relaxed)
+        );
+        if let Some(owner) = self.any_owner() {
+            for (stats, queue) in owner.stats.iter().zip(["rx", "tx"]) {
+                stats.show(out, queue);
+            }
+        }
     }
 
     /// `VHOST_SET_BACKEND_FEATURES`, after the check of what is offered.
@@ -337,7 +370,12 @@ impl Device {
         self.iotlb.invalidate(first, last)
     }
 
-    fn new_queue(&self, direction: Direction, mm: &OwnerMm, control: &Control) -> Result<Queue> {
+    fn new_queue(
+        &self,
+        direction: Direction,
+        mm: &OwnerMm,
+        control: &Control,
+    ) -> Result<(Queue, Arc<Stats>)> {
         let kind = if control.fork_from_owner {
             Kind::Process
         } else {
@@ -351,10 +389,12 @@ impl Device {
         if control.acked.any(feat::F_ACCESS_PLATFORM) {
             vq.set_iotlb(Some(self.iotlb.clone()));
         }
-        Ok(Queue {
+        let stats = vq.ring.stats.clone();
+        let queue = Queue {
             place: Place::Stopped(vq),
             worker,
-        })
+        };
+        Ok((queue, stats))
     }
 }
 

@@ -16,6 +16,7 @@ use crate::{
     kext::usermem::UserMem,
     log::Log,
     memtable::MemTable,
+    stats::Stats,
     vcore::{
         addr::{
             Gpa,
@@ -45,7 +46,6 @@ use crate::{
 };
 
 /// What one queue knows of the guest's memory: immutable snapshots, and what it remembers of them.
-#[derive(Default)]
 pub(crate) struct Memory {
     table: Option<Arc<MemTable>>,
     iotlb: Option<Arc<Iotlb>>,
@@ -59,6 +59,19 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
+    /// Knows nothing yet, and logs nothing.
+    pub(crate) fn new(stats: Arc<Stats>) -> Self {
+        Self {
+            table: None,
+            iotlb: None,
+            lookup: Lookup::default(),
+            cache: Cache::default(),
+            kept: Kept::default(),
+            generation: 0,
+            log: Log::new(stats),
+        }
+    }
+
     /// Sees the guest's memory through another table.
     pub(crate) fn set_table(&mut self, table: Option<Arc<MemTable>>) {
         self.table = table;

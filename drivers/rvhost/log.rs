@@ -12,6 +12,7 @@ use crate::{
         },
     },
     memtable::MemTable,
+    stats::Stats,
     vcore::{
         addr::{
             Gpa,
@@ -25,7 +26,6 @@ use crate::{
 };
 
 /// What one queue logs, and where.
-#[derive(Default)]
 pub(crate) struct Log {
     /// `VHOST_SET_LOG_BASE`: where the bitmap starts, in owner memory.
     pub(crate) base: u64,
@@ -36,13 +36,26 @@ pub(crate) struct Log {
     pub(crate) used: Option<Gpa>,
     /// `VHOST_SET_LOG_FD`: signalled when there is something new in the log.
     pub(crate) event: Option<Arc<EventFd>>,
+    stats: Arc<Stats>,
 }
 
 impl Log {
+    /// Logs nothing yet.
+    pub(crate) fn new(stats: Arc<Stats>) -> Self {
+        Self {
+            base: 0,
+            buffers: false,
+            used: None,
+            event: None,
+            stats,
+        }
+    }
+
     /// Says that `len` bytes at `at` were written.
     pub(crate) fn mark(&self, user: &mut UserMem<'_>, at: Gpa, len: u64) -> Result {
         for word in dirty::words(self.base, at, len) {
             user.set_bits(word.at, word.bits)?;
+            self.stats.dirty_pages.add(word.bits.count_ones().into());
         }
         Ok(())
     }

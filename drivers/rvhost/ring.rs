@@ -3,7 +3,10 @@
 
 use core::ops::DerefMut;
 
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
 
 use crate::{
     guest::{
@@ -15,6 +18,7 @@ use crate::{
         trace,
         usermem::UserMem, //
     },
+    stats::Stats,
     trace::Problem,
     vcore::{
         self,
@@ -45,6 +49,11 @@ pub(crate) fn chains(chains: usize, segs: usize) -> Result<KBox<Chains>> {
     Ok(KBox::new(Batch::new(chains, segs), GFP_KERNEL)?)
 }
 
+/// Bytes that they occupy.
+pub(crate) const fn chains_bytes(chains: usize, segs: usize) -> usize {
+    size_of::<Chains>() + chains * size_of::<Chain>() + segs * size_of::<Seg>()
+}
+
 /// The ring of one queue.
 pub(crate) struct Ring {
     /// The device's number, for tracing.
@@ -59,6 +68,8 @@ pub(crate) struct Ring {
     pub(crate) memory: Memory,
     pub(crate) call: Option<EventFd>,
     pub(crate) err: Option<EventFd>,
+    /// What is counted of it. Written through this place only.
+    pub(crate) stats: Arc<Stats>,
 }
 
 impl Ring {
@@ -173,12 +184,20 @@ impl Ring {
         }
         let (cursor, layout, mut guest) = self.parts(user);
         let drained = idle && cursor.drained();
-        if cursor.wants_call(layout, &mut guest, drained) {
-            if let Some(call) = &self.call {
-                trace::call(self.dev, self.index);
-                call.signal();
-            }
+        if !cursor.wants_call(layout, &mut guest, drained) {
+            self.stats.calls_suppressed.add(1);
+        } else if let Some(call) = &self.call {
+            self.stats.calls.add(1);
+            trace::call(self.dev, self.index);
+            call.signal();
         }
+    }
+
+    /// Tells of a pass, and of what it moved.
+    #[inline]
+    pub(crate) fn passed(&self, packets: u32, bytes: u64) {
+        self.stats.batch(packets, bytes, self.cursor.outstanding());
+        trace::batch(self.dev, self.index, packets, bytes);
     }
 
     /// Tells owner and tracers that the ring is broken. A mapping that is missing is no such
@@ -186,6 +205,7 @@ impl Ring {
     #[cold]
     pub(crate) fn fail(&self, problem: impl Into<Problem>) {
         let problem = problem.into();
+        self.stats.error(problem);
         trace::error(self.dev, self.index, problem.number());
         if problem == Problem::Ring(Error::Miss) {
             return;
@@ -198,6 +218,7 @@ impl Ring {
     /// Tells tracers of a dropped packet.
     #[cold]
     pub(crate) fn drop_packet(&self, problem: Problem) {
+        self.stats.drop_packet(problem);
         trace::drop(self.dev, self.index, problem.number());
     }
 }

@@ -15,6 +15,7 @@ mod memtable;
 mod message;
 mod ring;
 mod rx;
+mod stats;
 mod trace;
 mod tx;
 #[path = "../../rust/vcore/mod.rs"]

@@ -7,7 +7,6 @@ use crate::{
     backend::Endpoint,
     kext::{
         socket::Socket,
-        trace,
         tun::{
             PacketView,
             Packets,
@@ -20,6 +19,7 @@ use crate::{
     },
     ring::{
         chains,
+        chains_bytes,
         Chains,
         Ring, //
     },
@@ -121,6 +121,12 @@ struct Sum {
 }
 
 impl Rx {
+    /// Bytes that one occupies.
+    pub(crate) const BYTES: usize = size_of::<Self>()
+        + chains_bytes(MAX_CHAINS, MAX_SEGMENTS)
+        + Packets::BYTES
+        + MAX_TAKE * size_of::<UsedElem>();
+
     pub(crate) fn new() -> Result<Self> {
         Ok(Self {
             chains: chains(MAX_CHAINS, MAX_SEGMENTS)?,
@@ -164,7 +170,7 @@ impl Rx {
             Endpoint::Packet(socket) => self.deliver_queued(ring, user, socket, &mut sum),
         };
         ring.flush(user, self.chains.is_empty());
-        trace::batch(ring.dev, ring.index, sum.packets, sum.bytes);
+        ring.passed(sum.packets, sum.bytes);
         next
     }
 

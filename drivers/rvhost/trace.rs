@@ -58,3 +58,29 @@ impl Problem {
         }
     }
 }
+
+/// The numbers of all problems, and their names: those of `include/trace/events/rvhost.h`.
+pub(crate) const REASONS: [(u32, &str); 22] = [
+    (0, "fault"),
+    (1, "unmapped"),
+    (2, "index_jump"),
+    (3, "bad_head"),
+    (4, "bad_next"),
+    (5, "loop"),
+    (6, "indirect_length"),
+    (7, "indirect_too_long"),
+    (8, "nested_indirect"),
+    (9, "readable_after_writable"),
+    (10, "too_many_segments"),
+    (11, "no_room"),
+    (12, "wrong_direction"),
+    (13, "empty"),
+    (14, "iotlb_miss"),
+    (15, "iotlb_denied"),
+    (32, "short"),
+    (33, "header"),
+    (34, "backend"),
+    (35, "no_memory"),
+    (36, "too_small"),
+    (37, "no_backend"),
+];

@@ -9,7 +9,7 @@ use kernel::{
 use crate::{
     backend::Endpoint,
     kext::{
-        errno, param, trace,
+        errno, param,
         usermem::UserMem,
         wait::Bell,
         xdp::{
@@ -22,6 +22,7 @@ use crate::{
     },
     ring::{
         chains,
+        chains_bytes,
         Chains,
         Ring, //
     },
@@ -74,6 +75,12 @@ enum Sent {
 }
 
 impl Tx {
+    /// Bytes that one occupies.
+    pub(crate) const BYTES: usize = size_of::<Self>()
+        + chains_bytes(BATCH, MAX_SEGMENTS)
+        + TxBatch::BYTES
+        + BATCH * size_of::<UsedElem>();
+
     /// `bell` is to be rung with `returned` when a packet is no longer lent.
     pub(crate) fn new(bell: Arc<Bell>, returned: u32) -> Result<Self> {
         let loans = match param::zerocopy() {
@@ -135,7 +142,7 @@ impl Tx {
         ring.untake(taken - done);
         self.chains.clear();
         // CAST: at most `BATCH`.
-        trace::batch(ring.dev, ring.index, done as u32, bytes);
+        ring.passed(done as u32, bytes);
         let used = self.used.get(..used).unwrap_or(&[]);
         if let Err(e) = ring.put_used(user, used) {
             return Next::Stall(e);

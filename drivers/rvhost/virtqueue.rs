@@ -35,6 +35,7 @@ use crate::{
     },
     ring::Ring,
     rx::Rx,
+    stats::Stats,
     tx::Tx,
     vcore::{
         addr::{
@@ -144,6 +145,15 @@ impl Virtqueue {
     /// A queue as `VHOST_SET_OWNER` finds it.
     #[inline(never)] // It passes through the stack.
     pub(crate) fn new(dev: u32, direction: Direction, bell: Arc<Bell>) -> Result<KBox<Self>> {
+        let stats = Stats::new(bell.clone())?;
+        stats.set_memory(
+            size_of::<Running>()
+                + size_of::<Stats>()
+                + match direction {
+                    Direction::Rx => Rx::BYTES,
+                    Direction::Tx => Tx::BYTES,
+                },
+        );
         let layout = Layout::new(1, RingAddr(0), RingAddr(0), RingAddr(0)).ok_or(EINVAL)?;
         Ok(KBox::new(
             Self {
@@ -155,9 +165,10 @@ impl Virtqueue {
                     header: HeaderLen::default(),
                     mergeable: false,
                     in_order: false,
-                    memory: Memory::default(),
+                    memory: Memory::new(stats.clone()),
                     call: None,
                     err: None,
+                    stats,
                 },
                 path: match direction {
                     Direction::Rx => Path::Rx(Rx::new()?),
@@ -309,6 +320,8 @@ impl Virtqueue {
     pub(crate) fn run_on(mut self: KBox<Self>, backend: Backend) -> Running {
         self.stall = Stall::No;
         let ring = &self.ring;
+        let file = backend.endpoint.socket().file().clone();
+        ring.stats.start(ring.layout.num(), file);
         trace::queue_start(
             ring.dev,
             ring.index,
@@ -342,6 +355,7 @@ impl Running {
             rx.release_packets(&self.backend.endpoint);
         }
         let ring = &self.vq.ring;
+        ring.stats.stop();
         trace::queue_stop(
             ring.dev,
             ring.index,
@@ -379,6 +393,7 @@ impl Running {
         } = &mut *self.vq;
         let Backend { endpoint, hook } = &mut self.backend;
         let sleep = |ring: &Ring, until| {
+            ring.stats.sleeps.add(1);
             ring.memory.leave(ring.index);
             bell.sleep_until(until);
         };
@@ -396,6 +411,7 @@ impl Running {
             if rung & OWN != 0 {
                 let answered = bell.answer(OWN);
                 if answered & KICK != 0 {
+                    ring.stats.kicks.add(1);
                     trace::kick(ring.dev, ring.index);
                     *stall = Stall::No;
                 } else if answered & MAPPINGS != 0 && *stall == Stall::Mapping {
@@ -432,16 +448,28 @@ impl Running {
                 Next::Again => sched::yield_if_due(),
                 Next::Stall(e) => *stall = Stall::of(ring, e),
                 Next::AwaitChains => {
+                    if ring.index == Direction::Rx.index() {
+                        ring.stats.starved.add(1);
+                    }
                     let came = sched::poll(*busyloop, || bell.rung() != 0 || ring.has_more(user));
+                    if *busyloop != 0 {
+                        ring.stats.poll(came);
+                    }
                     if !came && !ring.arm(user) {
                         sleep(ring, events::CONTROL | KICK | MAPPINGS | LOANS);
                     }
                 }
                 Next::AwaitBackend => {
                     let receives = ring.index == Direction::Rx.index();
+                    if !receives {
+                        ring.stats.starved.add(1);
+                    }
                     let came = sched::poll(*busyloop, || {
                         bell.rung() != 0 || receives && !endpoint.is_empty()
                     });
+                    if *busyloop != 0 {
+                        ring.stats.poll(came);
+                    }
                     if !came {
                         if !hook.as_mut().hook_and_look() {
                             sleep(ring, events::CONTROL | OWN);

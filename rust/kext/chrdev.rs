@@ -16,6 +16,7 @@ use kernel::{
         IovIterSource, //
     },
     prelude::*,
+    seq_file::SeqFile,
     sync::poll::{
         PollCondVar,
         PollTable, //
@@ -70,6 +71,9 @@ pub(crate) trait OpenFile: Sized + 'static {
         file: &OpenedFile<'_>,
         table: PollTable<'_>,
     ) -> bool;
+
+    /// Shows what there is to know of it in `/proc/<pid>/fdinfo`. It stays open during the call.
+    fn show(this: <Self::Ptr as ForeignOwnable>::Borrowed<'_>, out: &SeqFile);
 }
 
 /// The file through which a device is polled.
@@ -95,6 +99,7 @@ impl<T: OpenFile> FileOperations<T> {
         unlocked_ioctl: Some(Self::ioctl),
         compat_ioctl: bindings::compat_ptr_ioctl,
         llseek: Some(bindings::noop_llseek),
+        show_fdinfo: Some(Self::show_fdinfo),
         ..pin_init::zeroed()
     };
 
@@ -181,6 +186,16 @@ impl<T: OpenFile> FileOperations<T> {
         } else {
             0
         }
+    }
+
+    /// # Safety
+    ///
+    /// Called by procfs, for an open file of this device.
+    unsafe extern "C" fn show_fdinfo(out: *mut bindings::seq_file, file: *mut bindings::file) {
+        // SAFETY: `open` put the pointer there, and the file stays open during the call.
+        let this = unsafe { T::Ptr::borrow((*file).private_data) };
+        // SAFETY: procfs passes a valid file to write to, which is this thread's.
+        T::show(this, unsafe { SeqFile::from_raw(out) });
     }
 }
 

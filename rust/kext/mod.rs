@@ -9,6 +9,7 @@ mod bindings;
 
 pub(crate) mod cgroup;
 pub(crate) mod chrdev;
+pub(crate) mod counter;
 pub(crate) mod errno;
 pub(crate) mod eventfd;
 pub(crate) mod file;
@@ -16,6 +17,7 @@ pub(crate) mod handoff;
 pub(crate) mod killable;
 pub(crate) mod kthread;
 pub(crate) mod mm;
+pub(crate) mod netdev;
 pub(crate) mod param;
 pub(crate) mod poll;
 pub(crate) mod sched;

@@ -194,6 +194,10 @@ pub(crate) struct Packets {
 unsafe impl Send for Packets {}
 
 impl Packets {
+    /// Bytes that the room for them takes.
+    pub(crate) const BYTES: usize =
+        RING_BATCH * (size_of::<Option<Packet>>() + size_of::<bindings::rvh_packet>());
+
     /// None yet.
     pub(crate) fn new() -> Result<Self> {
         let mut slots = KVec::with_capacity(RING_BATCH, GFP_KERNEL)?;

@@ -146,6 +146,20 @@ impl Bell {
         self.sleeper.populate(task);
     }
 
+    /// The number of its thread, as the calling process sees it, and for how long that has run.
+    /// `None` if it does not see it, or if there is none.
+    pub(crate) fn thread(&self) -> Option<(i32, u64)> {
+        let task = self.sleeper.as_ref()?;
+        // SAFETY: The task is referenced.
+        let (id, cpu_ns) = unsafe {
+            (
+                bindings::rvh_task_id(task.as_ptr()),
+                bindings::rvh_task_cpu_ns(task.as_ptr()),
+            )
+        };
+        (id != 0).then_some((id, cpu_ns))
+    }
+
     /// Rings: the thread wakes, or finds the events when it next looks. Never sleeps.
     pub(crate) fn ring(&self, events: u32) {
         // What was done before ringing is seen by who answers, even if somebody else rang.

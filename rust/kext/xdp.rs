@@ -68,6 +68,10 @@ struct Added {
 unsafe impl Send for TxBatch {}
 
 impl TxBatch {
+    /// Bytes that one takes, without the packets in it.
+    pub(crate) const BYTES: usize = BATCH * (size_of::<bindings::xdp_buff>() + size_of::<Added>())
+        + PIECES * size_of::<bindings::rvh_copy>();
+
     /// An empty batch.
     pub(crate) fn new() -> Result<Self> {
         let mut bufs = KVec::with_capacity(BATCH, GFP_KERNEL)?;

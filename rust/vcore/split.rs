@@ -133,6 +133,13 @@ impl Cursor {
         self.avail == self.next_avail
     }
 
+    /// How many chains are known that were made available and not given back.
+    #[inline]
+    pub fn outstanding(&self) -> u16 {
+        self.held
+            .saturating_add(self.avail.wrapping_sub(self.next_avail))
+    }
+
     /// Takes up to `max` chains (and up to [`MAX_TAKE`]) into `batch`, for a queue whose buffers
     /// the device accesses as `want`. Returns how many; 0 if the ring is empty.
     ///

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 #include "misc.c"
+#include "netdev.c"
 #include "socket.c"
 #include "tun.c"
 #include "usermem.c"

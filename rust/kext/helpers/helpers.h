@@ -44,6 +44,8 @@ struct vhost_task *rvh_task_create(bool (*turn)(void *), void (*killed)(void *),
 				   const char *name);
 void rvh_task_start(struct vhost_task *task);
 void rvh_task_stop(struct vhost_task *task);
+pid_t rvh_task_id(struct task_struct *task);
+u64 rvh_task_cpu_ns(struct task_struct *task);
 
 /* usermem.c: memory of the current address space */
 bool rvh_access_ok(u64 addr, u64 len);
@@ -101,5 +103,15 @@ int rvh_sock_peek(struct socket *sock);
 int rvh_sock_receive(struct socket *sock, const struct iovec *iov, unsigned long nr,
 		     size_t skip, size_t len);
 void rvh_sock_discard(struct socket *sock);
+
+/* netdev.c: which device a backend's file stands for */
+enum rvh_netdev_kind {
+	RVH_NETDEV_NONE,
+	RVH_NETDEV_PACKET,
+	RVH_NETDEV_TAP,
+	RVH_NETDEV_MACVTAP,
+};
+
+enum rvh_netdev_kind rvh_netdev(struct file *file, char *name);
 
 #endif

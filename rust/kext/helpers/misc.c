@@ -111,3 +111,15 @@ void rvh_task_stop(struct vhost_task *task)
 	if (IS_ENABLED(CONFIG_VHOST_TASK))
 		vhost_task_stop(task);
 }
+
+/* As the calling process sees it: 0 if it does not, or if the task is gone. */
+pid_t rvh_task_id(struct task_struct *task)
+{
+	return task_pid_vnr(task);
+}
+
+/* As of the last tick or switch. */
+u64 rvh_task_cpu_ns(struct task_struct *task)
+{
+	return READ_ONCE(task->se.sum_exec_runtime);
+}

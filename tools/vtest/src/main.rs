@@ -33,6 +33,7 @@ mod cases;
 mod device;
 mod document;
 mod errno;
+mod fdinfo;
 mod frame;
 mod ioctl;
 mod late;

@@ -31,13 +31,16 @@ mod processes;
 mod random;
 mod restart;
 mod shapes;
+mod stats;
 mod stress;
 mod worker;
 mod xdp;
 
 /// Groups that carry traffic in bulk: what they show about the interface,
-/// others show in less time.
-const BULK: [&str; 5] = ["data::", "index::", "shapes::", "stress::", "xdp::"];
+/// others show in less time. And what C vhost_net does not have.
+const BULK: [&str; 6] = [
+    "data::", "index::", "shapes::", "stats::", "stress::", "xdp::",
+];
 
 /// Whether a case belongs to the groups that pin down the interface.
 pub(crate) fn is_abi(case: &Case) -> bool {
@@ -69,6 +72,7 @@ pub(crate) fn all() -> Vec<Case> {
     worker::register(&mut table);
     restart::register(&mut table);
     xdp::register(&mut table);
+    stats::register(&mut table);
     log::register(&mut table);
     dirty::register(&mut table);
     iotlb::register(&mut table);
