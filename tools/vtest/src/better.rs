@@ -13,6 +13,7 @@ pub(crate) const ROWS: &[&Better] = &[
     &RX_LEAK,
     &RX_REWIND,
     &RX_PAYLOAD,
+    &RX_WRAP,
     &HEADER_SIZE,
     &TAP_GONE,
     &IN_ORDER_HEADS,
@@ -72,6 +73,14 @@ pub(crate) const RX_PAYLOAD: Better = Better {
     c: "delivered with its full length, its payload missing",
     rust: "dropped, the buffer stays",
     why: "a network may lose a packet; it does not hand over old memory as one",
+};
+
+/// A receive buffer of nearly 4 GiB.
+pub(crate) const RX_WRAP: Better = Better {
+    when: "RX buffers of 2 GiB and more",
+    c: "their size counts as a negative number: the packet is dropped, or takes further buffers",
+    rust: "one of them holds the packet",
+    why: "no driver makes such buffers",
 };
 
 /// TUNSETVNETHDRSZ and the features disagree.

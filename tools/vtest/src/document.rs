@@ -46,7 +46,7 @@ pub(crate) fn update(
 }
 
 /// Puts `table` between the two marks called `name`.
-fn replace(text: &str, name: &str, table: &str) -> Result<String> {
+pub(crate) fn replace(text: &str, name: &str, table: &str) -> Result<String> {
     let mark = |which: &str| format!(".. {which} of table: {name}\n");
     let begin = mark("begin");
     let missing = || format!("no mark '{}'", begin.trim_end());

@@ -47,6 +47,7 @@ mod results;
 mod ring;
 mod runner;
 mod tap;
+mod threats;
 mod traffic;
 mod virtqueue;
 mod vmm;
@@ -72,6 +73,8 @@ enum Command {
     },
     /// Run the cases.
     Run(RunArgs),
+    /// Print the catalogue of threats, or write it into the documentation.
+    Threats(ThreatArgs),
     /// Compare the results of two runs.
     Compare(CompareArgs),
     /// Measure packets per second.
@@ -92,6 +95,10 @@ struct RunArgs {
     /// Only the groups that pin down the interface.
     #[arg(long)]
     abi: bool,
+    /// Only cases that show that these threats come to nothing (A12, a letter,
+    /// or all), and say in the end which do.
+    #[arg(long)]
+    threats: Vec<String>,
     /// Write what became of each case, and what it saw, to this file.
     #[arg(long)]
     results: Option<PathBuf>,
@@ -118,6 +125,16 @@ struct CompareArgs {
     check: bool,
 }
 
+#[derive(Args)]
+struct ThreatArgs {
+    /// Write the catalogue into this document.
+    #[arg(long)]
+    document: Option<PathBuf>,
+    /// Only see whether it is there.
+    #[arg(long, requires = "document")]
+    check: bool,
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::List { filter, abi } => {
@@ -125,6 +142,7 @@ fn main() -> ExitCode {
             Ok(true)
         }
         Command::Run(args) => run(&args),
+        Command::Threats(args) => show_threats(&args),
         Command::Compare(args) => compare(&args),
         Command::Bench(args) => {
             bench::check(&args).and_then(|()| bench::run(&args, loaded_module()))
@@ -188,7 +206,11 @@ fn run(args: &RunArgs) -> Result<bool> {
         cycles: args.cycles,
     };
     device::open(&ctx.device).context("is the module loaded?")?;
-    let cases = selected(&args.filter, args.abi);
+    let threats = threats::all(&cases::all())?;
+    let mut cases = selected(&args.filter, args.abi);
+    if !args.threats.is_empty() {
+        threats::select(&args.threats, &threats, &mut cases)?;
+    }
     anyhow::ensure!(!cases.is_empty(), "no case matches");
     let mut report = Report::default();
     let start = Instant::now();
@@ -199,14 +221,29 @@ fn run(args: &RunArgs) -> Result<bool> {
         ctx.device.display(),
         ctx.seed
     );
-    for case in &cases {
-        let finished = runner::run(case, &ctx)?;
-        report.add(case, ctx.module, &finished);
+    let mut verdicts = Vec::new();
+    for case in cases {
+        let finished = runner::run(&case, &ctx)?;
+        report.add(&case, ctx.module, &finished);
+        verdicts.push((case, finished.verdict));
+    }
+    if !args.threats.is_empty() {
+        threats::print(&threats, &verdicts);
     }
     if let Some(path) = &args.results {
         fs::write(path, report.list()).with_context(|| path.display().to_string())?;
     }
     Ok(report.finish(start.elapsed()))
+}
+
+fn show_threats(args: &ThreatArgs) -> Result<bool> {
+    let cases = cases::all();
+    let threats = threats::all(&cases)?;
+    match &args.document {
+        Some(document) => threats::update(document, args.check, &threats, &cases)?,
+        None => threats::print(&threats, &[]),
+    }
+    Ok(true)
 }
 
 fn compare(args: &CompareArgs) -> Result<bool> {

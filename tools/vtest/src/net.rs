@@ -119,6 +119,13 @@ pub(crate) fn add_vlan(parent: &str, name: &str, id: u16) -> Result<()> {
     link_request(libc::RTM_NEWLINK, flags, 0, &attributes).with_context(|| format!("making {name}"))
 }
 
+/// Moves an interface into the network namespace of a process.
+pub(crate) fn move_to(name: &str, pid: libc::pid_t) -> Result<()> {
+    let attributes = attribute(libc::IFLA_NET_NS_PID, &pid.to_ne_bytes());
+    link_request(libc::RTM_NEWLINK, 0, index(name)?, &attributes)
+        .with_context(|| format!("moving {name}"))
+}
+
 /// Makes a pair of interfaces, of which each receives what the other sends.
 pub(crate) fn add_veth(name: &str, peer: &str) -> Result<()> {
     const VETH_INFO_PEER: u16 = 1;

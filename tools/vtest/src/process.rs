@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::Read;
 use std::io::Write;
 use std::os::fd::FromRawFd;
+use std::time::Duration;
 
 use anyhow::bail;
 use anyhow::Context;
@@ -109,10 +110,15 @@ impl Child {
     }
 
     /// Lets the child end and takes its result.
-    pub(crate) fn finish(mut self) -> Result<()> {
+    pub(crate) fn finish(self) -> Result<()> {
+        self.finish_within(poll::PATIENCE)
+    }
+
+    /// As [`Self::finish`] with a limit of the caller's.
+    pub(crate) fn finish_within(mut self, limit: Duration) -> Result<()> {
         self.to_child = None;
         let mut text = String::new();
-        if !poll::readable(&self.from_child, poll::PATIENCE)? {
+        if !poll::readable(&self.from_child, limit)? {
             bail!("the child does not end");
         }
         self.from_child
@@ -131,6 +137,23 @@ impl Child {
         // SAFETY: Plain system call; the child is not reaped yet.
         unsafe { libc::kill(self.pid, libc::SIGKILL) };
         self.reap()
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> libc::pid_t {
+        self.pid
+    }
+
+    /// Waits until the child has ended, however it did; returns its wait status.
+    pub(crate) fn wait_end(mut self, limit: Duration) -> Result<libc::c_int> {
+        let (pid, mut status) = (self.pid, 0);
+        poll::wait_at_most(limit, &format!("process {pid} to end"), || {
+            // SAFETY: `status` is a valid int.
+            let reaped = unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) };
+            Ok((reaped == pid).then_some(()))
+        })?;
+        self.reaped = true;
+        Ok(status)
     }
 
     /// Sends the child a signal.

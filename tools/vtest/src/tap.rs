@@ -21,6 +21,8 @@ const TUN: libc::c_uint = b'T' as libc::c_uint;
 ioctl_iow_nr!(TUNSETIFF, TUN, 202, libc::c_int);
 ioctl_iow_nr!(TUNSETOFFLOAD, TUN, 208, libc::c_uint);
 ioctl_iow_nr!(TUNSETSNDBUF, TUN, 212, libc::c_int);
+ioctl_iow_nr!(TUNATTACHFILTER, TUN, 213, libc::sock_fprog);
+ioctl_iow_nr!(TUNDETACHFILTER, TUN, 214, libc::sock_fprog);
 ioctl_iow_nr!(TUNSETVNETHDRSZ, TUN, 216, libc::c_int);
 ioctl_iow_nr!(TUNSETQUEUE, TUN, 217, libc::c_int);
 
@@ -38,6 +40,8 @@ pub(crate) struct TapOptions {
     pub(crate) offloads: u32,
     /// Several queues.
     pub(crate) multi_queue: bool,
+    /// Through NAPI, as drivers receive.
+    pub(crate) napi: bool,
     /// Send buffer limit.
     pub(crate) sndbuf: i32,
     /// Largest packet the interface takes without segmentation, or the default.
@@ -50,6 +54,7 @@ impl Default for TapOptions {
             header: 12,
             offloads: 0,
             multi_queue: false,
+            napi: false,
             sndbuf: i32::MAX,
             mtu: Some(65521),
         }
@@ -73,6 +78,9 @@ impl Tap {
         }
         if options.multi_queue {
             flags |= libc::IFF_MULTI_QUEUE;
+        }
+        if options.napi {
+            flags |= libc::IFF_NAPI;
         }
         req.ifr_ifru.ifru_flags = flags as libc::c_short;
         // SAFETY: The fd is a tun file and `req` a valid ifreq.
@@ -178,6 +186,29 @@ impl Tap {
         // SAFETY: The fd is a tun file and `req` a valid ifreq.
         check("TUNSETQUEUE", unsafe {
             ioctl_with_ref(&self.file, TUNSETQUEUE(), &req)
+        })
+    }
+
+    /// Lets no packet through to the guest, or all of them again.
+    pub(crate) fn filter_all(&self, on: bool) -> Result<()> {
+        // Returns a constant: how many bytes of a packet to keep.
+        let mut none = [libc::sock_filter {
+            code: 0x06,
+            jt: 0,
+            jf: 0,
+            k: 0,
+        }];
+        let program = libc::sock_fprog {
+            len: 1,
+            filter: none.as_mut_ptr(),
+        };
+        let (what, number) = match on {
+            true => ("TUNATTACHFILTER", TUNATTACHFILTER()),
+            false => ("TUNDETACHFILTER", TUNDETACHFILTER()),
+        };
+        // SAFETY: The fd is a tun file, the program valid, and copied.
+        check(what, unsafe {
+            ioctl_with_ref(&self.file, number, &program)
         })
     }
 

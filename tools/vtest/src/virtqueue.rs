@@ -128,7 +128,19 @@ impl Virtqueue {
         avail_base: u16,
         used_base: u16,
     ) -> Result<Self> {
-        let ring = Ring::new(mem, Layout::alloc(mem, size)?)?;
+        Self::over(mem, Layout::alloc(mem, size)?, mode, avail_base, used_base)
+    }
+
+    /// As [`Self::new`] in memory that is there already.
+    pub(crate) fn over(
+        mem: &Memory,
+        layout: Layout,
+        mode: Mode,
+        avail_base: u16,
+        used_base: u16,
+    ) -> Result<Self> {
+        let size = layout.size;
+        let ring = Ring::new(mem, layout)?;
         ring.set_avail_idx(avail_base);
         ring.preset_used_idx(used_base);
         ring.set_used_event(used_base);

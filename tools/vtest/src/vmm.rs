@@ -45,6 +45,7 @@ pub(crate) struct Setup {
     backends: bool,
     header: Option<usize>,
     set_features: bool,
+    configure: bool,
 }
 
 impl Default for Setup {
@@ -62,6 +63,7 @@ impl Default for Setup {
             backends: true,
             header: None,
             set_features: true,
+            configure: true,
         }
     }
 }
@@ -134,6 +136,12 @@ impl Setup {
     pub(crate) fn stopped(mut self) -> Self {
         self.backends = false;
         self
+    }
+
+    /// Leaves memory, rings and backends to the case: the device may have no owner.
+    pub(crate) fn unconfigured(mut self) -> Self {
+        self.configure = false;
+        self.stopped()
     }
 
     /// Bytes of virtio-net header in front of each packet in guest buffers.
@@ -217,7 +225,9 @@ impl Setup {
                     .context("VHOST_SET_FEATURES_ARRAY")?;
             }
         }
-        vmm.configure(self.avail_base)?;
+        if self.configure {
+            vmm.configure(self.avail_base)?;
+        }
         if self.backends {
             vmm.start()?;
         }

@@ -13,11 +13,16 @@ mod compat32;
 mod control;
 mod data;
 mod dirty;
+mod fault;
 pub(crate) mod features;
+mod fuzz;
+mod guest;
+mod guest_load;
 mod in_order;
 mod index;
 mod iotlb;
 mod leaks;
+mod lifetime;
 mod log;
 mod malformed;
 pub(crate) mod matrix;
@@ -38,8 +43,16 @@ mod xdp;
 
 /// Groups that carry traffic in bulk: what they show about the interface,
 /// others show in less time. And what C vhost_net does not have.
-const BULK: [&str; 6] = [
-    "data::", "index::", "shapes::", "stats::", "stress::", "xdp::",
+const BULK: [&str; 9] = [
+    "data::",
+    "fault::",
+    "fuzz::",
+    "index::",
+    "lifetime::",
+    "shapes::",
+    "stats::",
+    "stress::",
+    "xdp::",
 ];
 
 /// Whether a case belongs to the groups that pin down the interface.
@@ -77,7 +90,11 @@ pub(crate) fn all() -> Vec<Case> {
     dirty::register(&mut table);
     iotlb::register(&mut table);
     misses::register(&mut table);
+    guest::register(&mut table);
+    lifetime::register(&mut table);
     random::register(&mut table);
+    fuzz::register(&mut table);
+    fault::register(&mut table);
     stress::register(&mut table);
     table.into_cases()
 }

@@ -26,6 +26,7 @@ use crate::traffic::expect;
 mod calls;
 mod other;
 mod rig;
+mod threads;
 
 /// Calls for each of the rounds that were asked for.
 const PER_CYCLE: u32 = 100;
@@ -38,6 +39,7 @@ pub(super) fn register(table: &mut Table) {
         Duration::from_secs(300),
         model,
     );
+    threads::register(table);
 }
 
 /// What is done: a call by one of the processes, or a fresh start.

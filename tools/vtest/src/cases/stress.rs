@@ -5,6 +5,7 @@
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::ensure;
 use anyhow::Context;
@@ -21,6 +22,10 @@ use crate::errno::Errno;
 use crate::frame::NetHdr;
 use crate::frame::Rng;
 use crate::ioctl;
+use crate::net;
+use crate::poll;
+use crate::process::Child;
+use crate::runner;
 use crate::traffic::Split;
 use crate::vmm::Setup;
 use crate::vmm::Vmm;
@@ -48,6 +53,17 @@ pub(super) fn register(table: &mut Table) {
     );
     table.add("stress::two_threads_set_different_backends", two_setters);
     table.add("stress::open_own_close_in_several_threads", open_close);
+    table.add_long(
+        "stress::backend_swapped_over_and_over",
+        Duration::from_secs(600),
+        swaps,
+    );
+    table.add_long(
+        "stress::owner_killed_over_and_over",
+        Duration::from_secs(1800),
+        kills,
+    );
+    table.add("stress::reset_owner_while_messages_come_and_go", resets);
 }
 
 /// Sends and receives packet by packet, in order, until enough have passed.
@@ -245,4 +261,104 @@ fn open_close(ctx: &Ctx) -> Result<()> {
         result.map_err(|_| anyhow::anyhow!("a thread panicked"))??;
     }
     Ok(())
+}
+
+/// Two TAPs take turns while packets are under way: each chain comes back, and
+/// none of what the other TAP held is lost with it.
+fn swaps(ctx: &Ctx) -> Result<()> {
+    let mut vmm = Setup::new().build(ctx)?;
+    let other = crate::tap::Tap::open("vt1", &Default::default())?;
+    vmm.post_rx(100, &[2048])?;
+    let raw = vmm.vhost.raw();
+    let fds = [&vmm.tap, &other].map(std::os::fd::AsRawFd::as_raw_fd);
+    let open = || std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let before = open();
+    for i in 0..ctx.cycles as usize * 2 {
+        if i % 8 == 0 {
+            let frame = vmm.tx_frames.plain(200);
+            vmm.queue_tx(&NetHdr::default(), &frame, &Split::Whole)?;
+            vmm.tx.flush()?;
+        }
+        for index in [0, 1] {
+            let seen = raw.set_backend(index, fds[(i + index as usize) % 2]);
+            crate::traffic::expect("SET_BACKEND", seen, Ok(0))?;
+        }
+        if i % 8 == 7 {
+            let used = vmm.tx.spin_used()?;
+            crate::traffic::expect("length", used.len, 0)?;
+            vmm.wire.drain()?;
+        }
+    }
+    crate::traffic::expect("open descriptors", open(), before)?;
+    vmm.start()?;
+    vmm.wire.drain()?;
+    vmm.check_alive()
+}
+
+/// `kill -9` of an owner whose packets never end, each time at another moment.
+fn kills(ctx: &Ctx) -> Result<()> {
+    let before = runner::references(ctx);
+    let mut rng = Rng::new(ctx.seed);
+    for round in 0..ctx.cycles.div_ceil(40) {
+        let child = Child::spawn(|inside| super::lifetime::busy(ctx, 0, inside))?;
+        child.wait_ready()?;
+        thread::sleep(Duration::from_micros(rng.below(20_000)));
+        child.kill().with_context(|| format!("round {round}"))?;
+        poll::wait_for("the interface to go", || {
+            Ok(net::index("vt0").is_err().then_some(()))
+        })?;
+    }
+    poll::wait_for("module references to return", || {
+        Ok((runner::references(ctx) <= before).then_some(()))
+    })
+}
+
+/// One thread gives the device up and takes it again, others write UPDATEs and
+/// INVALIDATEs, read, and poll.
+fn resets(ctx: &Ctx) -> Result<()> {
+    use std::io::Read;
+    use std::io::Write;
+    let file = crate::device::open(&ctx.device)?;
+    let raw = ioctl::Raw::of(&file);
+    let features = feature::VERSION_1 | feature::ACCESS_PLATFORM;
+    let done = AtomicBool::new(false);
+    let mut memory = vec![0u8; 1 << 20];
+    let at = memory.as_mut_ptr() as u64;
+    let failed: Result<(), (&str, ioctl::Outcome)> = thread::scope(|scope| {
+        for thread in 0..3 {
+            let (file, done) = (&file, &done);
+            scope.spawn(move || {
+                let mut rng = Rng::new(thread);
+                while !done.load(Ordering::Relaxed) {
+                    let mut bytes = vec![2u8, 0, 0, 0, 0, 0, 0, 0];
+                    for word in [rng.below(1 << 20), 4096, at] {
+                        bytes.extend(word.to_ne_bytes());
+                    }
+                    bytes.extend([3, 2 + rng.below(2) as u8]);
+                    bytes.resize(72, 0);
+                    // Refused while translation is off.
+                    let _ = (&*file).write(&bytes);
+                    let _ = (&*file).read(&mut bytes);
+                    let _ = poll::readable(file, Duration::ZERO);
+                }
+            });
+        }
+        let round = || {
+            let check = |what, seen: ioctl::Outcome| match seen {
+                Ok(_) => Ok(()),
+                Err(_) => Err((what, seen)),
+            };
+            check("SET_OWNER", raw.set_owner())?;
+            check("SET_FEATURES", raw.set_features(features))?;
+            thread::sleep(Duration::from_micros(200));
+            check("RESET_OWNER", raw.reset_owner())
+        };
+        let result = (0..60).try_for_each(|_| round());
+        done.store(true, Ordering::Relaxed);
+        result
+    });
+    drop(file);
+    drop(memory);
+    ensure!(failed.is_ok(), "{failed:?}");
+    Setup::new().build(ctx)?.check_alive()
 }

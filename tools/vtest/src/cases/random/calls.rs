@@ -301,7 +301,7 @@ impl Calls<'_> {
         }
     }
 
-    fn call(&mut self) -> Step {
+    pub(super) fn call(&mut self) -> Step {
         let who = usize::from(self.one_in(25));
         let op = match self.rng.below(20) {
             0 => Op::Read {
@@ -329,7 +329,7 @@ impl Calls<'_> {
     }
 
     /// What a VMM does first, nearly.
-    fn set_up(&mut self) -> Vec<Step> {
+    pub(super) fn set_up(&mut self) -> Vec<Step> {
         let Rings {
             desc, avail, used, ..
         } = *self.rings;
