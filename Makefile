@@ -30,6 +30,14 @@ vtest: ## the user-space client against the module (MODULE=c: against C vhost_ne
 	@scripts/vtest $(or $(MODULE),rust)
 abi: ## compare with C vhost_net, behaviour by behaviour; writes Documentation/compat.rst (MODULE=c|rust: only list)
 	@scripts/abi $(MODULE)
+hostile: ## attack the module, threat by threat, on the debug kernel (THREATS='B C9': some; MODULE=c)
+	@scripts/hostile $(if $(filter c,$(MODULE)),c,full) $(THREATS)
+hostile-quick: ## the short form
+	@scripts/hostile quick
+soak: ## attack it at random for HOURS=n
+	@scripts/hostile soak $(HOURS)
+coverage: ## which lines of the core its tests reach
+	@scripts/coverage
 trace: ## see each tracepoint fire through ftrace
 	@scripts/trace
 bench-quick: ## instructions per packet, against C vhost_net and our own baseline (BASELINE=write)
@@ -47,4 +55,4 @@ clean: ## remove what was built here; the cache stays
 clean-cache: ## remove the cache: kernels, source, tools
 	@scripts/clean cache
 
-.PHONY: help setup run vm modules install test test-long check kunit rounds vtest abi trace bench-quick bench where kernel rust-analyzer clean clean-cache
+.PHONY: help setup run vm modules install test test-long check kunit rounds vtest abi hostile hostile-quick soak coverage trace bench-quick bench where kernel rust-analyzer clean clean-cache
