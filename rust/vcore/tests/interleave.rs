@@ -146,8 +146,23 @@ struct State {
     call: bool,
 }
 
+/// What may be left out, to see that it is missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mistake {
+    None,
+    /// The device sleeps once it has armed, whatever has come meanwhile.
+    DeviceDoesNotLookAgain,
+    /// The device looks at who wants a call before it publishes.
+    DeviceLooksForCallsFirst,
+    /// The driver sleeps once it has asked for calls, whatever has come meanwhile.
+    DriverDoesNotLookAgain,
+    /// The driver looks whether to kick before it moves the index.
+    DriverLooksForKicksFirst,
+}
+
 /// What does not change.
 struct World {
+    mistake: Mistake,
     ring: MockRing,
     event_idx: bool,
     /// Indices at the start, to have them wrap.
@@ -253,18 +268,28 @@ impl World {
             DeviceAt::PutUsed(n) => {
                 let elems = vec![used_elem(0, 0); n.into()];
                 let _ = cursor_ref.put_used(&layout, mem_ref, &elems);
-                DeviceAt::Publish
+                match self.mistake {
+                    Mistake::DeviceLooksForCallsFirst => DeviceAt::WantsCall,
+                    _ => DeviceAt::Publish,
+                }
             }
             DeviceAt::Publish => {
                 let _ = cursor_ref.publish(&layout, mem_ref);
-                DeviceAt::WantsCall
+                match self.mistake {
+                    Mistake::DeviceLooksForCallsFirst => DeviceAt::Suppress,
+                    _ => DeviceAt::WantsCall,
+                }
             }
             DeviceAt::WantsCall => {
                 let drained = cursor_ref.drained();
                 call |= cursor_ref.wants_call(&layout, mem_ref, drained);
-                DeviceAt::Suppress
+                match self.mistake {
+                    Mistake::DeviceLooksForCallsFirst => DeviceAt::Publish,
+                    _ => DeviceAt::Suppress,
+                }
             }
             DeviceAt::Arm => match cursor_ref.arm(&layout, mem_ref) {
+                Ok(true) if self.mistake == Mistake::DeviceDoesNotLookAgain => DeviceAt::Asleep,
                 Ok(false) => DeviceAt::Asleep,
                 _ => DeviceAt::Suppress,
             },
@@ -292,21 +317,33 @@ impl World {
             DriverAt::WriteEntry => {
                 let slot = idx & (self.num() - 1);
                 put(&mut state.bytes, avail + 4 + 2 * usize::from(slot), slot);
-                DriverAt::MoveIndex
+                match self.mistake {
+                    Mistake::DriverLooksForKicksFirst => DriverAt::LookWhetherToKick,
+                    _ => DriverAt::MoveIndex,
+                }
             }
             DriverAt::MoveIndex => {
                 put(&mut state.bytes, avail + 2, idx.wrapping_add(1));
                 state.made += 1;
                 state.free -= 1;
-                DriverAt::LookWhetherToKick
+                match self.mistake {
+                    Mistake::DriverLooksForKicksFirst => DriverAt::WriteEntry,
+                    _ => DriverAt::LookWhetherToKick,
+                }
             }
             DriverAt::LookWhetherToKick => {
+                let first = self.mistake == Mistake::DriverLooksForKicksFirst;
+                let last = if first { idx } else { idx.wrapping_sub(1) };
                 state.kick |= if self.event_idx {
-                    get(&state.bytes, used + 4 + 8 * num) == idx.wrapping_sub(1)
+                    get(&state.bytes, used + 4 + 8 * num) == last
                 } else {
                     get(&state.bytes, used) & USED_F_NO_NOTIFY == 0
                 };
-                DriverAt::WriteEntry
+                if first {
+                    DriverAt::MoveIndex
+                } else {
+                    DriverAt::WriteEntry
+                }
             }
             DriverAt::LookForUsed if get(&state.bytes, used + 2) == seen => {
                 if state.done == self.chains {
@@ -326,7 +363,10 @@ impl World {
                 } else {
                     put(&mut state.bytes, avail, 0);
                 }
-                DriverAt::LookAgain
+                match self.mistake {
+                    Mistake::DriverDoesNotLookAgain => DriverAt::Asleep,
+                    _ => DriverAt::LookAgain,
+                }
             }
             DriverAt::LookAgain if get(&state.bytes, used + 2) != seen => DriverAt::DisableCalls,
             // There may be something else to do than to wait.
@@ -349,8 +389,9 @@ impl World {
         Some(state)
     }
 
-    /// Goes through all states there can be. Returns how many there are.
-    fn explore(&self) -> usize {
+    /// Goes through all states there can be. Returns how many there are, or one in which all
+    /// sleep and there is work to do.
+    fn explore(&self) -> core::result::Result<usize, Box<State>> {
         let mut seen = HashSet::new();
         let mut open = vec![self.start()];
         while let Some(state) = open.pop() {
@@ -358,12 +399,12 @@ impl World {
                 continue;
             }
             let next = [self.device(state.clone()), self.driver(state.clone())];
-            if next.iter().all(Option::is_none) {
-                assert!(state.driver == DriverAt::Finished, "all sleep: {state:?}");
+            if next.iter().all(Option::is_none) && state.driver != DriverAt::Finished {
+                return Err(Box::new(state));
             }
             open.extend(next.into_iter().flatten());
         }
-        seen.len()
+        Ok(seen.len())
     }
 }
 
@@ -385,21 +426,55 @@ fn get(bytes: &Bytes, at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
-fn nobody_oversleeps(event_idx: bool) {
-    for num in [1, 2] {
+fn worlds(event_idx: bool, mistake: Mistake) -> Vec<World> {
+    let mut worlds = Vec::new();
+    for num in [1, 2, 4] {
         for batch in [1, 2] {
             for base in [0, 0xffff] {
-                let world = World {
+                worlds.push(World {
+                    mistake,
                     ring: MockRing::new(num),
                     event_idx,
                     base,
-                    chains: num + 2,
+                    // Around the ring once at least, and more where that is cheap.
+                    chains: if num == 4 { 5 } else { num + 2 },
                     batch,
-                };
-                assert!(world.explore() > 20);
+                });
             }
         }
     }
+    worlds
+}
+
+fn nobody_oversleeps(event_idx: bool) {
+    for world in worlds(event_idx, Mistake::None) {
+        let states = world.explore().unwrap();
+        assert!(states > 20);
+    }
+}
+
+/// What nobody finds would not be found in the device either.
+fn is_found(mistake: Mistake) {
+    for event_idx in [false, true] {
+        let found = worlds(event_idx, mistake)
+            .iter()
+            .any(|world| world.explore().is_err());
+        assert!(found, "{mistake:?}, event_idx {event_idx}");
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "the same few paths, a hundred thousand times")]
+fn whoever_does_not_look_again_oversleeps() {
+    is_found(Mistake::DeviceDoesNotLookAgain);
+    is_found(Mistake::DriverDoesNotLookAgain);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "the same few paths, a hundred thousand times")]
+fn whoever_looks_too_early_lets_the_other_oversleep() {
+    is_found(Mistake::DeviceLooksForCallsFirst);
+    is_found(Mistake::DriverLooksForKicksFirst);
 }
 
 #[test]
