@@ -107,7 +107,7 @@ mod tests {
         assert_eq!(add(&mut batch, &mut user, at, len, 10), Ok(()));
         let longer = add(&mut batch, &mut user, at, len + 1, 10);
         assert_eq!(longer, Err(Refused::Length));
-        assert_eq!(queue.send_batch(&mut batch), Ok(()));
+        assert_eq!(queue.send_batch(&mut batch, false), Ok(()));
         let mut bytes = [0; 4096];
         let seen = tap.next(&mut bytes).ok_or(ENOENT)?;
         assert_eq!(seen.len as usize, len - 10);
@@ -151,7 +151,7 @@ mod tests {
         });
         assert_eq!(added, Ok(()));
         assert_eq!(told, 10);
-        assert_eq!(queue.send_batch(&mut batch), Ok(()));
+        assert_eq!(queue.send_batch(&mut batch, false), Ok(()));
         assert_eq!(batch.len(), 0);
         let mut bytes = [0xff; 80];
         let seen = tap.next(&mut bytes).ok_or(ENOENT)?;
@@ -186,7 +186,7 @@ mod tests {
         assert_eq!(added, Ok(()));
         let start = batch.start(0).ok_or(ENOENT)?;
         assert_eq!(start[..10], [1, 0, 52, 0, 0, 0, 34, 0, 16, 0]);
-        assert_eq!(queue.send_batch(&mut batch), Ok(()));
+        assert_eq!(queue.send_batch(&mut batch, false), Ok(()));
         let seen = tap.next(&mut []).ok_or(ENOENT)?;
         assert!(seen.needs_csum);
         assert_eq!((seen.csum_start, seen.csum_offset), (34, 16));
@@ -238,7 +238,7 @@ mod tests {
             assert_eq!(user.write(at, &[0; 24]), Ok(()));
             assert_eq!(user.write(at.at(header as u64), &[5; 60]), Ok(()));
             assert_eq!(add(&mut batch, &mut user, at, header + 60, header), Ok(()));
-            assert_eq!(queue.send_batch(&mut batch), Ok(()));
+            assert_eq!(queue.send_batch(&mut batch, false), Ok(()));
             let mut bytes = [0; 60];
             let seen = tap.next(&mut bytes).ok_or(ENOENT)?;
             assert_eq!(seen.len, 60);
@@ -261,7 +261,7 @@ mod tests {
             }
             let more = add(&mut batch, &mut user, at, 70, 10);
             assert_eq!(more, Err(Refused::Length));
-            assert_eq!(queue.send_batch(&mut batch), Ok(()));
+            assert_eq!(queue.send_batch(&mut batch, false), Ok(()));
             assert_eq!(tap.waiting(), BATCH);
             for i in 0..BATCH as u8 {
                 let mut bytes = [0; 60];
@@ -271,7 +271,7 @@ mod tests {
             }
         }
         // An empty batch is nothing to send.
-        assert_eq!(queue.send_batch(&mut batch), Ok(()));
+        assert_eq!(queue.send_batch(&mut batch, false), Ok(()));
         assert_eq!(tap.waiting(), 0);
         Ok(())
     }
@@ -322,7 +322,7 @@ mod tests {
             assert_eq!(faults, bad.count_ones());
             assert_eq!(fixed, 6 - bad.count_ones());
             assert_eq!(batch.len() as u32, fixed);
-            assert_eq!(queue.send_batch(&mut batch), Ok(()));
+            assert_eq!(queue.send_batch(&mut batch, false), Ok(()));
             for _ in 0..fixed {
                 assert!(tap.next(&mut bytes).is_some());
             }
@@ -351,7 +351,7 @@ mod tests {
                 assert_eq!(batch.add(&mut user, &packet, false), Ok(()));
             }
             assert_eq!(batch.add(&mut user, &packet, false), Err(Refused::Length));
-            assert_eq!(queue.send_batch(&mut batch), Ok(()));
+            assert_eq!(queue.send_batch(&mut batch, false), Ok(()));
             assert_eq!(batch.add(&mut user, &packet, false), Ok(()));
         }
         assert!(before < free_pages() + 1024);
@@ -420,7 +420,10 @@ mod tests {
         let queue = TapQueue::of(null.file()?)?;
         let mut batch = TxBatch::new()?;
         assert_eq!(add(&mut batch, &mut user, at, 70, 10), Ok(()));
-        assert_eq!(queue.send_batch(&mut batch).err(), Some(errno::ebadfd()));
+        assert_eq!(
+            queue.send_batch(&mut batch, false).err(),
+            Some(errno::ebadfd())
+        );
         assert_eq!(batch.len(), 0);
         Ok(())
     }

@@ -31,6 +31,7 @@ use kext::{
         DYNAMIC_MINOR,
         VHOST_NET_MINOR, //
     },
+    netdev::Watch,
     param, //
 };
 
@@ -47,6 +48,8 @@ module! {
 struct RvhostNet {
     #[pin]
     device: Registration<chardev::VhostNet>,
+    /// Dropped last: devices may be held until then.
+    watch: Watch,
 }
 
 impl kernel::InPlaceModule for RvhostNet {
@@ -58,6 +61,7 @@ impl kernel::InPlaceModule for RvhostNet {
             DYNAMIC_MINOR
         };
         try_pin_init!(Self {
+            watch: Watch::new()?,
             device <- Registration::new(name, minor, taken),
         })
     }

@@ -18,7 +18,7 @@ use crate::{
     kext::{
         counter::Counter,
         file::FileRef,
-        netdev,
+        ifname,
         wait::Bell, //
     },
     trace::{
@@ -187,7 +187,7 @@ impl Stats {
             None => "stopped",
         };
         seq_print!(out, "{queue}-state:\t{state}\n");
-        match backend.as_ref().map(netdev::of) {
+        match backend.as_ref().map(ifname::of) {
             None => seq_print!(out, "{queue}-backend:\tnone\n"),
             Some(device) => {
                 seq_print!(out, "{queue}-backend:\t{}\n", device.kind());

@@ -302,7 +302,7 @@ impl Tx {
                 |base, len| hdr::cover_csum(base, len).is_ok(),
                 |e| tell(ring, e),
             );
-            if tap.send_batch(&mut self.batch).is_err() {
+            if tap.send_batch(&mut self.batch, ring.header.tunnel).is_err() {
                 ring.fail(Problem::NoBackend);
             }
         }

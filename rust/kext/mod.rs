@@ -14,6 +14,7 @@ pub(crate) mod errno;
 pub(crate) mod eventfd;
 pub(crate) mod file;
 pub(crate) mod handoff;
+pub(crate) mod ifname;
 pub(crate) mod killable;
 pub(crate) mod kthread;
 pub(crate) mod mm;

@@ -1,42 +1,193 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Which network device a backend's file stands for.
+//! Network devices, which go away when their administrator wants it.
 //!
-//! C headers: `include/linux/if_tun.h`, `include/linux/if_tap.h`, `include/linux/netdevice.h`.
+//! C header: `include/linux/netdevice.h`.
 
-use super::{
-    bindings,
-    file::FileRef, //
+use core::{
+    marker::PhantomData,
+    ptr::{
+        self,
+        NonNull, //
+    },
 };
 
-/// What a file stands for.
-pub(crate) struct Netdev {
-    kind: u32,
-    name: [u8; bindings::IFNAMSIZ as usize],
+use kernel::{
+    error::to_result,
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Full,
+            Release, //
+        },
+        rcu,
+        Arc, //
+    },
+};
+
+use super::bindings;
+
+kernel::sync::global_lock! {
+    // SAFETY: Initialised by `Watch::new`, before which nothing is added.
+    unsafe(uninit) static HELD: Mutex<KVec<Arc<Holder>>> = KVec::new();
 }
 
-/// What `file` stands for now. May wait for the network's configuration lock.
-pub(crate) fn of(file: &FileRef) -> Netdev {
-    let mut name = [0; bindings::IFNAMSIZ as usize];
-    // SAFETY: The file is referenced, and there is room for a name.
-    let kind = unsafe { bindings::rvh_netdev(file.as_ptr(), name.as_mut_ptr().cast()) };
-    Netdev { kind, name }
+/// Whether somebody hears of devices that go away.
+static WATCHED: Atomic<bool> = Atomic::new(false);
+
+/// Holds a device until it is to go away.
+///
+/// # Invariants
+///
+/// `dev` is null, or a device to which this holds a reference. It becomes null before the RCU
+/// grace period that the unregistration of a device ends with.
+struct Holder {
+    dev: Atomic<*mut bindings::net_device>,
 }
 
-impl Netdev {
-    /// The kind of backend.
-    pub(crate) fn kind(&self) -> &'static str {
-        match self.kind {
-            bindings::rvh_netdev_kind_RVH_NETDEV_PACKET => "packet",
-            bindings::rvh_netdev_kind_RVH_NETDEV_TAP => "tap",
-            bindings::rvh_netdev_kind_RVH_NETDEV_MACVTAP => "macvtap",
-            _ => "unknown",
+impl Holder {
+    /// Gives the reference up, if it is still held.
+    fn release(&self) {
+        let dev = self.dev.xchg(ptr::null_mut(), Full);
+        if !dev.is_null() {
+            // SAFETY: By the type's invariant the reference was ours.
+            unsafe { bindings::rvh_dev_put(dev) };
         }
     }
+}
 
-    /// The name of the interface, in its network namespace.
-    pub(crate) fn name(&self) -> Option<&str> {
-        let end = self.name.iter().position(|&b| b == 0)?;
-        let name = core::str::from_utf8(self.name.get(..end)?).ok()?;
-        (!name.is_empty()).then_some(name)
+/// A network device, as long as it stays where it is: unregistration, and a move to another
+/// network namespace, take it away.
+pub(crate) struct NetDev(Arc<Holder>);
+
+impl NetDev {
+    /// Takes over a reference to a device.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` if it is about to go away.
+    ///
+    /// # Safety
+    ///
+    /// The reference must be the caller's.
+    pub(super) unsafe fn hold(dev: NonNull<bindings::net_device>) -> Result<Self> {
+        // INVARIANT: By the function's contract. From when it stands in `HELD` it is released when
+        // the device is unregistered; if that had begun before, it is released below.
+        let holder = Holder {
+            dev: Atomic::new(dev.as_ptr()),
+        };
+        let this = match Arc::new(holder, GFP_KERNEL) {
+            Ok(holder) => Self(holder),
+            Err(e) => {
+                // SAFETY: By the function's contract.
+                unsafe { bindings::rvh_dev_put(dev.as_ptr()) };
+                return Err(e.into());
+            }
+        };
+        if !WATCHED.load(Acquire) {
+            return Err(ENODEV);
+        }
+        HELD.lock().push(this.0.clone(), GFP_KERNEL)?;
+        this.with(|dev| {
+            // SAFETY: The device is there for the time of this call.
+            unsafe { bindings::rvh_dev_registered(dev.0.as_ptr()) }
+        })
+        .filter(|&registered| registered)
+        .ok_or(ENODEV)?;
+        Ok(this)
     }
+
+    /// Does `f` with the device, if it is still there, within an RCU read-side section: `f` must not
+    /// sleep.
+    #[inline]
+    pub(super) fn with<R>(&self, f: impl FnOnce(Present<'_>) -> R) -> Option<R> {
+        let _rcu = rcu::read_lock();
+        let dev = NonNull::new(self.0.dev.load(Acquire))?;
+        // INVARIANT: By `Holder`'s invariant a device that is found within a read-side section
+        // stays until its end.
+        Some(f(Present(dev, PhantomData)))
+    }
+}
+
+impl Drop for NetDev {
+    fn drop(&mut self) {
+        if WATCHED.load(Acquire) {
+            HELD.lock().retain(|held| !Arc::ptr_eq(held, &self.0));
+        }
+        self.0.release();
+    }
+}
+
+/// A device that is there for the time of `'a`.
+///
+/// # Invariants
+///
+/// Valid for `'a`.
+#[derive(Clone, Copy)]
+pub(super) struct Present<'a>(NonNull<bindings::net_device>, PhantomData<&'a ()>);
+
+impl Present<'_> {
+    /// The device.
+    #[inline]
+    pub(super) fn as_ptr(self) -> *mut bindings::net_device {
+        self.0.as_ptr()
+    }
+}
+
+/// Hears of devices that go away, for as long as it exists. One in a module.
+pub(crate) struct Watch(KBox<bindings::notifier_block>);
+
+// SAFETY: The notifier may be unregistered by any thread.
+unsafe impl Send for Watch {}
+// SAFETY: There is nothing to do with a shared reference.
+unsafe impl Sync for Watch {}
+
+impl Watch {
+    /// Starts to listen. To be called once, when the module is loaded.
+    pub(crate) fn new() -> Result<Self> {
+        // SAFETY: Called once, before any use.
+        unsafe { HELD.init() };
+        let block = bindings::notifier_block {
+            notifier_call: Some(on_event),
+            ..Default::default()
+        };
+        let mut this = Self(KBox::new(block, GFP_KERNEL)?);
+        // SAFETY: The block stays where it is until it is unregistered.
+        to_result(unsafe { bindings::register_netdevice_notifier(&mut *this.0) })?;
+        WATCHED.store(true, Release);
+        Ok(this)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // Whoever holds a device keeps the module loaded: nobody does.
+        // SAFETY: The block was registered; if it was not, this does nothing.
+        unsafe { bindings::unregister_netdevice_notifier(&mut *self.0) };
+    }
+}
+
+/// Called when something happens to a device.
+///
+/// # Safety
+///
+/// `info` must tell of a device, as the kernel's does.
+unsafe extern "C" fn on_event(
+    _: *mut bindings::notifier_block,
+    event: c_ulong,
+    info: *mut c_void,
+) -> c_int {
+    // CAST: u32 to c_ulong widens.
+    if event == bindings::netdev_cmd_NETDEV_UNREGISTER as c_ulong {
+        // SAFETY: By the function's contract.
+        let dev = unsafe { (*info.cast::<bindings::netdev_notifier_info>()).dev };
+        for held in HELD.lock().iter() {
+            if ptr::eq(held.dev.load(Acquire), dev) {
+                held.release();
+            }
+        }
+    }
+    // CAST: a constant.
+    bindings::NOTIFY_DONE as c_int
 }

@@ -59,6 +59,11 @@ impl Socket {
         &self.file
     }
 
+    /// The socket.
+    pub(super) fn as_ptr(&self) -> *mut bindings::socket {
+        self.sock.as_ptr()
+    }
+
     /// Whether the device wants room for an XDP program in front of packets.
     #[inline]
     pub(crate) fn wants_headroom(&self) -> bool {

@@ -20,6 +20,7 @@ use super::{
     bindings,
     errno,
     file::FileRef,
+    netdev::NetDev,
     socket::Socket,
     usermem::{
         has_room,
@@ -45,6 +46,17 @@ pub(crate) struct TapQueue {
     ring: NonNull<bindings::ptr_ring>,
     /// Whether the device leaves the count of packets sent to who takes them.
     counts_sent: bool,
+    device: Option<TapDevice>,
+}
+
+/// The device of a TAP.
+///
+/// # Invariants
+///
+/// `slot` is in the private data of `dev`, as long as that is there.
+struct TapDevice {
+    dev: NetDev,
+    slot: *const *mut bindings::sock,
 }
 
 // SAFETY: The ring has its own locks, and may be used by any thread in process context.
@@ -66,6 +78,7 @@ impl TapQueue {
             )
         };
         let counts_sent = tun.is_some();
+        let device = tun.and_then(|(sock, _)| TapDevice::find(sock));
         // SAFETY: As above.
         let (sock, ring) = tun
             .or_else(|| unsafe {
@@ -81,6 +94,7 @@ impl TapQueue {
             // INVARIANT: So was the ring.
             ring,
             counts_sent,
+            device,
         })
     }
 
@@ -96,13 +110,39 @@ impl TapQueue {
         unsafe { bindings::rvh_ring_empty(self.ring.as_ptr()) }
     }
 
-    /// Hands a batch of packets to the device and empties it.
+    /// Hands a batch of packets to the device and empties it. Their headers are `tunnel` ones, or
+    /// not.
     ///
     /// # Errors
     ///
     /// `EBADFD` if the device is gone; the packets are freed.
-    pub(crate) fn send_batch(&self, batch: &mut TxBatch) -> Result {
+    #[inline]
+    pub(crate) fn send_batch(&self, batch: &mut TxBatch, tunnel: bool) -> Result {
+        if !tunnel && self.receive_as_device(batch) {
+            return Ok(());
+        }
         self.socket.send_batch(batch)
+    }
+
+    /// Has the device receive a batch of packets all at once, where that comes to the same.
+    #[inline]
+    fn receive_as_device(&self, batch: &mut TxBatch) -> bool {
+        let Some(TapDevice { dev, slot }) = &self.device else {
+            return false;
+        };
+        let (bufs, count) = batch.filled();
+        let sock = self.socket.as_ptr();
+        let received = dev.with(|dev| {
+            // SAFETY: The device is there, and with it the slot; the socket is valid; `count`
+            // buffers are filled as a TAP wants them.
+            unsafe { bindings::rvh_tap_receive(dev.as_ptr(), sock, *slot, bufs, count.into()) }
+        });
+        if received != Some(true) {
+            return false;
+        }
+        // SAFETY: The device took them all.
+        unsafe { batch.forget() };
+        true
     }
 
     /// Takes packets from the ring into the empty `packets`. Returns how many.
@@ -154,6 +194,19 @@ impl TapQueue {
             // SAFETY: The pointers were given away: forget them without freeing.
             unsafe { ptr::write(slot, None) };
         }
+    }
+}
+
+impl TapDevice {
+    /// The device that `sock` is a queue of, if it can be found.
+    fn find(sock: NonNull<bindings::socket>) -> Option<Self> {
+        let mut slot = ptr::null();
+        // SAFETY: The socket is a TAP's.
+        let dev = NonNull::new(unsafe { bindings::rvh_tap_find(sock.as_ptr(), &mut slot) })?;
+        // SAFETY: The device was referenced for us.
+        // INVARIANT: The slot was found in its private data.
+        let dev = unsafe { NetDev::hold(dev) }.ok()?;
+        Some(Self { dev, slot })
     }
 }
 
@@ -275,6 +328,31 @@ impl Packets {
         (!info.bad).then_some(&mut info.header)
     }
 
+    /// Puts the first `len` bytes of the `i`th packet's header in front of its frame, so that both
+    /// can be copied at once, if there is room.
+    #[inline]
+    pub(crate) fn join(&mut self, i: usize, len: usize) {
+        if self.described.is_none() {
+            return;
+        }
+        let infos = self.infos.get_mut(self.head..self.tail);
+        let Some(info) = infos.and_then(|infos| infos.get_mut(i)) else {
+            return;
+        };
+        // CAST: u32 to usize widens.
+        if info.bad || len > info.header.len() || len > info.room as usize || !in_one_piece(info) {
+            return;
+        }
+        // SAFETY: `room` bytes in front of the linear part are ours, and the packet is borrowed
+        // exclusively.
+        // INVARIANT: The header is there now.
+        unsafe {
+            ptr::copy_nonoverlapping(info.header.as_ptr(), info.data.cast::<u8>().sub(len), len)
+        };
+        // CAST: at most a header's length.
+        info.joined = len as u32;
+    }
+
     /// Frees the first `n` packets, which were delivered.
     #[inline]
     pub(crate) fn consume(&mut self, n: usize) {
@@ -304,11 +382,18 @@ impl Packets {
     }
 }
 
+/// Whether all of a frame is in its linear part.
+#[inline]
+fn in_one_piece(info: &bindings::rvh_packet) -> bool {
+    !info.tagged && info.linear == info.len && !info.data.is_null()
+}
+
 /// A packet, looked at.
 ///
 /// # Invariants
 ///
-/// `info` describes `packet`, which does not change while it is borrowed.
+/// `info` describes `packet`, which does not change while it is borrowed; `joined` bytes of its
+/// header are in front of its linear part.
 pub(crate) struct PacketView<'a> {
     packet: &'a Packet,
     info: &'a bindings::rvh_packet,
@@ -331,12 +416,23 @@ impl<'a> PacketView<'a> {
     /// The whole frame, if it lies in one piece.
     #[inline]
     pub(crate) fn bytes(&self) -> Option<&'a [u8]> {
-        if self.info.tagged || self.info.linear != self.info.len || self.info.data.is_null() {
+        self.with_header(0)
+    }
+
+    /// The whole frame with `len` bytes of header in front, if they were [joined](Packets::join).
+    #[inline]
+    pub(crate) fn with_header(&self, len: usize) -> Option<&'a [u8]> {
+        // CAST: u32 to usize widens.
+        if !in_one_piece(self.info) || (len != 0 && len != self.info.joined as usize) {
             return None;
         }
-        // SAFETY: By the type's invariant these are the packet's bytes, and nobody writes them
-        // while the packet is ours, which it is for `'a` at least.
-        Some(unsafe { core::slice::from_raw_parts(self.info.data.cast(), self.len()) })
+        // SAFETY: By the type's invariant these are the packet's bytes, and those in front of them
+        // the header's, and nobody writes them while the packet is ours, which it is for `'a` at
+        // least.
+        Some(unsafe {
+            let start = self.info.data.cast::<u8>().cast_const().sub(len);
+            core::slice::from_raw_parts(start, len + self.len())
+        })
     }
 
     /// Copies the frame to `segs`, behind their first `skip` bytes. `EFAULT` if not all of it

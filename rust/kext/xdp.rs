@@ -21,7 +21,7 @@ use crate::vcore::{
 };
 
 /// Packets in a batch.
-pub(crate) const BATCH: usize = 64;
+pub(crate) const BATCH: usize = bindings::RVH_TX_BATCH as usize;
 
 const fn cache_aligned(len: usize) -> usize {
     len.next_multiple_of(bindings::RVH_SMP_CACHE_BYTES)

@@ -9,6 +9,8 @@
 #include <linux/if_tun.h>
 #include <linux/kthread.h>
 #include <linux/miscdevice.h>
+#include <linux/netdevice.h>
+#include <linux/notifier.h>
 #include <linux/page_frag_cache.h>
 #include <linux/poll.h>
 #include <linux/ptr_ring.h>

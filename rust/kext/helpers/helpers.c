@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+#include "ifname.c"
 #include "misc.c"
 #include "netdev.c"
 #include "socket.c"

@@ -76,6 +76,8 @@ struct rvh_packet {
 	void *data;	/* its linear part */
 	u32 linear;	/* bytes in that */
 	u32 len;	/* bytes in all, with the VLAN tag */
+	u32 room;	/* bytes in front of the linear part that nobody else uses */
+	u32 joined;	/* bytes of the header that were written there */
 	bool tagged;	/* a VLAN tag is held beside the data */
 	bool bad;	/* no header can describe it */
 	u8 header[24];	/* struct virtio_net_hdr, and what follows it for tunnels */
@@ -88,6 +90,17 @@ bool rvh_ring_empty(struct ptr_ring *ring);
 void rvh_tun_describe(void **packets, struct rvh_packet *infos, int count, bool tunnel);
 int rvh_tun_packet_to_user(void *packet, const struct rvh_packet *info,
 			   const struct iovec *iov, unsigned long nr, size_t skip);
+
+/* netdev.c: network devices */
+
+/* Packets sent to a TAP at once. */
+#define RVH_TX_BATCH 64
+
+void rvh_dev_put(struct net_device *dev);
+bool rvh_dev_registered(struct net_device *dev);
+struct net_device *rvh_tap_find(struct socket *sock, struct sock *const **slot);
+bool rvh_tap_receive(struct net_device *dev, struct socket *sock, struct sock *const *slot,
+		     struct xdp_buff *bufs, unsigned int count);
 
 /* socket.c: any backend's socket */
 struct socket *rvh_packet_socket(struct file *file);
@@ -104,7 +117,7 @@ int rvh_sock_receive(struct socket *sock, const struct iovec *iov, unsigned long
 		     size_t skip, size_t len);
 void rvh_sock_discard(struct socket *sock);
 
-/* netdev.c: which device a backend's file stands for */
+/* ifname.c: which device a backend's file stands for */
 enum rvh_netdev_kind {
 	RVH_NETDEV_NONE,
 	RVH_NETDEV_PACKET,

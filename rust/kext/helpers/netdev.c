@@ -1,67 +1,139 @@
 // SPDX-License-Identifier: GPL-2.0
-#include <linux/fs.h>
-#include <linux/if_packet.h>
-#include <linux/if_tap.h>
-#include <linux/if_tun.h>
-#include <linux/net.h>
+#include <linux/etherdevice.h>
+#include <linux/if_arp.h>
 #include <linux/netdevice.h>
-#include <linux/seq_file.h>
-#include <net/sock.h>
+#include <linux/rtnetlink.h>
+#include <linux/virtio_net.h>
+#include <net/net_namespace.h>
 #include <helpers/helpers.h>
 
-static void name_of_index(struct sock *sk, int index, char *name)
+void rvh_dev_put(struct net_device *dev)
+{
+	dev_put(dev);
+}
+
+bool rvh_dev_registered(struct net_device *dev)
+{
+	/* Pairs with the barriers between the change of state and the notifier's call. */
+	smp_mb();
+	return READ_ONCE(dev->reg_state) == NETREG_REGISTERED;
+}
+
+/* Where the private data of @dev, a TAP, holds @sk among its queues. */
+static struct sock *const *rvh_tap_slot(struct net_device *dev, struct sock *sk)
+{
+	struct sock *const *slot = netdev_priv(dev);
+	struct sock *const *end = slot + dev->priv_len / sizeof(*slot);
+
+	/* Headers and counts that differ from a plain TAP's are not for us. */
+	if (!dev->rtnl_link_ops || strcmp(dev->rtnl_link_ops->kind, "tun") ||
+	    dev->type != ARPHRD_ETHER || dev->pcpu_stat_type != NETDEV_PCPU_STAT_TSTATS)
+		return NULL;
+	for (; slot < end; slot++)
+		if (READ_ONCE(*slot) == sk)
+			return slot;
+	return NULL;
+}
+
+static struct net_device *rvh_tap_find_in(struct net *net, struct sock *sk,
+					  struct sock *const **slot)
 {
 	struct net_device *dev;
 
+	for_each_netdev_rcu(net, dev) {
+		*slot = rvh_tap_slot(dev, sk);
+		if (*slot)
+			return dev;
+	}
+	return NULL;
+}
+
+/*
+ * The device that @sock, a TAP's, is a queue of, referenced; and where it says so. A TAP tells its
+ * device to nobody in the kernel, but its private data points to the sockets of its queues. Where
+ * that is not so, no device is found.
+ */
+struct net_device *rvh_tap_find(struct socket *sock, struct sock *const **slot)
+{
+	struct sock *sk = sock->sk;
+	struct net_device *dev;
+	struct net *net;
+
+	/* Headers are little-endian unless somebody asks for another order, which is not seen here. */
+	if (IS_ENABLED(CONFIG_TUN_VNET_CROSS_LE) || IS_ENABLED(CONFIG_CPU_BIG_ENDIAN))
+		return NULL;
 	rcu_read_lock();
-	dev = dev_get_by_index_rcu(sock_net(sk), index);
-	if (dev)
-		strscpy(name, dev->name, IFNAMSIZ);
+	dev = rvh_tap_find_in(sock_net(sk), sk, slot);
+	if (!dev) {
+		for_each_net_rcu(net) {
+			dev = rvh_tap_find_in(net, sk, slot);
+			if (dev)
+				break;
+		}
+	}
+	dev_hold(dev);
 	rcu_read_unlock();
+	return dev;
 }
 
-/* A TAP tells its name to no other part of the kernel, but in its file's fdinfo. */
-static void name_of_tun(struct file *file, char *name)
+/* Whether packets from @sock may bypass it on their way to @dev, whose only queue it is. */
+static bool rvh_tap_is_plain(struct net_device *dev, struct sock *sk, struct sock *const *slot)
 {
-	char text[IFNAMSIZ + 16] = "";
-	struct seq_file to = {
-		.buf = text,
-		.size = sizeof(text),
-	};
-
-	if (!file->f_op->show_fdinfo)
-		return;
-	file->f_op->show_fdinfo(&to, file);
-	if (seq_has_overflowed(&to))
-		return;
-	text[to.count] = '\0';
-	if (sscanf(text, "iff: %15s", name) != 1)
-		name[0] = '\0';
+	return READ_ONCE(*slot) == sk && READ_ONCE(dev->real_num_tx_queues) == 1 &&
+	       list_empty(&dev->napi_list) && !sock_flag(sk, SOCK_XDP);
 }
 
-/* @name: room for IFNAMSIZ bytes, all of them 0. May take the RTNL. */
-enum rvh_netdev_kind rvh_netdev(struct file *file, char *name)
+/*
+ * Has @dev receive packets laid out as for its socket, all at once. Returns false, with nothing
+ * done, if they must go through the socket. The caller is within an RCU read-side section.
+ */
+bool rvh_tap_receive(struct net_device *dev, struct socket *sock, struct sock *const *slot,
+		     struct xdp_buff *bufs, unsigned int count)
 {
-	struct sockaddr_storage addr = { };
-	struct sockaddr_ll *ll = (struct sockaddr_ll *)&addr;
-	struct socket *sock = sock_from_file(file);
-	int index;
+	struct pcpu_sw_netstats *stats;
+	void *skbs[RVH_TX_BATCH];
+	unsigned int i, bytes = 0, packets = 0, got;
+	LIST_HEAD(list);
 
-	if (sock) {
-		if (sock->ops->getname(sock, (struct sockaddr *)&addr, 0) >= 0 &&
-		    ll->sll_family == AF_PACKET)
-			name_of_index(sock->sk, ll->sll_ifindex, name);
-		return RVH_NETDEV_PACKET;
+	if (!rvh_tap_is_plain(dev, sock->sk, slot) || count > ARRAY_SIZE(skbs))
+		return false;
+	local_bh_disable();
+	got = napi_skb_cache_get_bulk(skbs, count);
+	for (i = 0; i < got; i++) {
+		const struct xdp_buff *buf = &bufs[i];
+		const struct virtio_net_hdr *hdr = buf->data_hard_start;
+		struct sk_buff *skb = skbs[i];
+		unsigned int len = buf->data_end - buf->data;
+
+		build_skb_around(skb, buf->data_hard_start, buf->frame_sz);
+		skb_reserve(skb, buf->data - buf->data_hard_start);
+		__skb_put(skb, len);
+		if (hdr->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM ||
+		    hdr->gso_type != VIRTIO_NET_HDR_GSO_NONE) {
+			skb->dev = dev;
+			skb_set_network_header(skb, ETH_HLEN);
+			if (virtio_net_hdr_to_skb(skb, hdr, true)) {
+				dev_core_stats_rx_dropped_inc(dev);
+				kfree_skb(skb);
+				continue;
+			}
+		}
+		skb->protocol = eth_type_trans(skb, dev);
+		skb_record_rx_queue(skb, 0);
+		list_add_tail(&skb->list, &list);
+		bytes += len;
+		packets++;
 	}
-	if (!IS_ERR(tun_get_socket(file))) {
-		name_of_tun(file, name);
-		return RVH_NETDEV_TAP;
+	for (; i < count; i++) {
+		dev_core_stats_rx_dropped_inc(dev);
+		page_frag_free(bufs[i].data_hard_start);
 	}
-	sock = tap_get_socket(file);
-	if (IS_ERR(sock))
-		return RVH_NETDEV_NONE;
-	/* The node of a MacVTap is named after its interface's index. */
-	if (sscanf(file->f_path.dentry->d_name.name, "tap%d", &index) == 1)
-		name_of_index(sock->sk, index, name);
-	return RVH_NETDEV_MACVTAP;
+	stats = this_cpu_ptr(dev->tstats);
+	u64_stats_update_begin(&stats->syncp);
+	u64_stats_add(&stats->rx_bytes, bytes);
+	u64_stats_add(&stats->rx_packets, packets);
+	u64_stats_update_end(&stats->syncp);
+	netif_receive_skb_list(&list);
+	local_bh_enable();
+	return true;
 }

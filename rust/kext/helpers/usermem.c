@@ -38,6 +38,10 @@ int rvh_set_bits(u64 addr, u32 bits)
 	return arch_futex_atomic_op_inuser(FUTEX_OP_OR, bits, &old, word);
 }
 
+#ifdef arch_unsafe_get_user
+/* Up to this many bytes, copying word by word beats the processor's string instructions. */
+#define RVH_SHORT 256
+
 /*
  * Reads the 16-byte entries that @index names in one window of user access. An index is 16 bits,
  * so that they all lie in the MiB behind @table.
@@ -62,9 +66,25 @@ fault:
 	user_read_access_end();
 	return -EFAULT;
 }
+#else
+/* There are no windows of user access: each access is a call, whatever its length. */
+#define RVH_SHORT 0
 
-/* Up to this many bytes, copying word by word beats the processor's string instructions. */
-#define RVH_SHORT 256
+/* Reads the 16-byte entries that @index names, neighbours at once. */
+int rvh_gather_descs(u64 table, const u16 *index, void *out, unsigned int count)
+{
+	unsigned int i = 0, n;
+
+	for (; i < count; i += n) {
+		for (n = 1; i + n < count && index[i + n] == index[i] + n; n++)
+			;
+		if (copy_from_user(out + 16 * (size_t)i, u64_to_user_ptr(table + 16 * index[i]),
+				   16 * (size_t)n))
+			return -EFAULT;
+	}
+	return 0;
+}
+#endif
 
 /* How many of the first @count copies are short, and touch user addresses only. */
 static unsigned int rvh_short_copies(const struct rvh_copy *copies, unsigned int count)
