@@ -40,6 +40,10 @@ coverage: ## which lines of the core its tests reach
 	@scripts/coverage
 trace: ## see each tracepoint fire through ftrace
 	@scripts/trace
+tool: ## build the rvhost command: build/tool/rvhost, with man pages and completions
+	@scripts/tool build
+install-tool: ## install it under /usr/local
+	@scripts/tool install
 bench-quick: ## instructions per packet, against C vhost_net and our own baseline (BASELINE=write)
 	@scripts/bench/instructions
 bench: ## measure against C vhost_net; writes Documentation/performance.rst
@@ -55,4 +59,4 @@ clean: ## remove what was built here; the cache stays
 clean-cache: ## remove the cache: kernels, source, tools
 	@scripts/clean cache
 
-.PHONY: help setup run vm modules install test test-long check kunit rounds vtest abi hostile hostile-quick soak coverage trace bench-quick bench where kernel rust-analyzer clean clean-cache
+.PHONY: help setup run vm modules install test test-long check kunit rounds vtest abi hostile hostile-quick soak coverage trace tool install-tool bench-quick bench where kernel rust-analyzer clean clean-cache
