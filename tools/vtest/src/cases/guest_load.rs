@@ -29,6 +29,7 @@ pub(super) fn register(table: &mut Table) {
         takes_nothing,
     );
     table.add("guest::neighbour_goes_on", neighbour);
+    table.add("guest::neighbour_keeps_its_share", share);
 }
 
 /// Ends a thread's loop, whatever becomes of the case.
@@ -136,6 +137,20 @@ fn takes_nothing(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
+/// Loops, wild addresses, heads beyond the ring, among chains that are good.
+fn spoil_tx(vmm: &Vmm) {
+    for slot in (0..256).step_by(3) {
+        let desc = Desc {
+            addr: if slot % 2 == 0 { u64::MAX - 7 } else { 0x2000 },
+            len: 2000,
+            flags: slot % 2,
+            next: slot,
+        };
+        vmm.tx.ring.set_desc(slot, desc);
+    }
+    vmm.tx.ring.set_avail(255, 999);
+}
+
 /// One device has an endless ring of broken chains and kicks without end; the
 /// other one's packets take no longer than they may.
 fn neighbour(ctx: &Ctx) -> Result<()> {
@@ -144,17 +159,7 @@ fn neighbour(ctx: &Ctx) -> Result<()> {
     good.post_rx(100, &[2048])?;
     good.check_alive()?;
     let avail = fill_tx(&mut bad)?;
-    for slot in (0..256).step_by(3) {
-        // Loops, wild addresses, heads beyond the ring.
-        let desc = Desc {
-            addr: if slot % 2 == 0 { u64::MAX - 7 } else { 0x2000 },
-            len: 2000,
-            flags: slot % 2,
-            next: slot,
-        };
-        bad.tx.ring.set_desc(slot, desc);
-    }
-    bad.tx.ring.set_avail(255, 999);
+    spoil_tx(&bad);
     let kick = bad.tx.kick.try_clone().context("dup")?;
     let done = AtomicBool::new(false);
     let slowest = thread::scope(|scope| {
@@ -174,4 +179,47 @@ fn neighbour(ctx: &Ctx) -> Result<()> {
         "a round trip took {slowest:?} beside the other device"
     );
     fresh_start(&mut bad)
+}
+
+/// Round trips of a device beside one that is busy, and beside one that is busy
+/// with a ring that breaks all rules: it loses no more to the second.
+fn share(ctx: &Ctx) -> Result<()> {
+    const TIME: Duration = Duration::from_millis(400);
+    let mut good = Setup::new().build(ctx)?;
+    good.post_rx(100, &[2048])?;
+    good.check_alive()?;
+    let mut trips = [0u32; 2];
+    for round in 0..6 {
+        let broken = round % 2;
+        let mut other = Setup::new().tap_name("vt1").build(ctx)?;
+        let avail = fill_tx(&mut other)?;
+        if broken == 1 {
+            spoil_tx(&other);
+        }
+        let kick = other.tx.kick.try_clone().context("dup")?;
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| endless(avail, &kick, &done));
+            let _stop = Flood { done: &done };
+            let start = Instant::now();
+            while start.elapsed() < TIME {
+                good.check_alive()?;
+                trips[broken] += 1;
+                other.wire.drain()?;
+            }
+            Ok::<_, anyhow::Error>(())
+        })?;
+        other.stop()?;
+        drop(other);
+        crate::poll::wait_for("the interface to go", || {
+            Ok(crate::net::index("vt1").is_err().then_some(()))
+        })?;
+    }
+    let [busy, broken] = trips;
+    println!("# round trips: {busy} beside a busy device, {broken} beside a broken one");
+    ensure!(
+        broken * 2 > busy,
+        "{busy} round trips beside a busy device, {broken} beside a broken one"
+    );
+    Ok(())
 }

@@ -30,8 +30,11 @@ use crate::traffic::Split;
 use crate::vmm::Setup;
 use crate::vmm::Vmm;
 
-/// Packets each way while the other thread does its worst.
-const PACKETS: usize = 1500;
+/// Packets each way while the other thread does its worst: with a million
+/// cycles, more than 10^9 bytes.
+fn packets(ctx: &Ctx) -> usize {
+    (ctx.cycles as usize).max(1000) * 3 / 2
+}
 
 pub(super) fn register(table: &mut Table) {
     for (name, features) in [
@@ -55,28 +58,28 @@ pub(super) fn register(table: &mut Table) {
     table.add("stress::open_own_close_in_several_threads", open_close);
     table.add_long(
         "stress::backend_swapped_over_and_over",
-        Duration::from_secs(600),
+        Duration::from_secs(300),
         swaps,
     );
     table.add_long(
         "stress::owner_killed_over_and_over",
-        Duration::from_secs(1800),
+        Duration::from_secs(300),
         kills,
     );
     table.add("stress::reset_owner_while_messages_come_and_go", resets);
 }
 
 /// Sends and receives packet by packet, in order, until enough have passed.
-fn traffic(vmm: &mut Vmm) -> Result<()> {
+fn traffic(vmm: &mut Vmm, packets: usize) -> Result<()> {
     let mut out = std::collections::VecDeque::new();
     let mut coming = std::collections::VecDeque::new();
-    for i in 0..PACKETS {
+    for i in 0..packets {
         let frame = vmm.tx_frames.plain(60 + i % 1400);
         vmm.queue_tx(&NetHdr::default(), &frame, &Split::HeaderAlone)?;
         vmm.tx.flush()?;
         out.push_back(frame);
         coming.push_back(vmm.send_rx(60 + i % 1400)?);
-        while out.len() > 30 || (i + 1 == PACKETS && !out.is_empty()) {
+        while out.len() > 30 || (i + 1 == packets && !out.is_empty()) {
             if let Some(frame) = out.pop_front() {
                 vmm.expect_on_wire(&frame)
                     .with_context(|| format!("packet {i} sent"))?;
@@ -84,7 +87,7 @@ fn traffic(vmm: &mut Vmm) -> Result<()> {
             // Calls may be swapped away: look at the index.
             vmm.tx.spin_used()?;
         }
-        while coming.len() > 30 || (i + 1 == PACKETS && !coming.is_empty()) {
+        while coming.len() > 30 || (i + 1 == packets && !coming.is_empty()) {
             let Some(frame) = coming.pop_front() else {
                 break;
             };
@@ -134,7 +137,7 @@ fn control(ctx: &Ctx, features: u64) -> Result<()> {
             }
             Ok(rounds)
         });
-        let passed = traffic(&mut vmm);
+        let passed = traffic(&mut vmm, packets(ctx));
         done.store(true, Ordering::Relaxed);
         (passed, changer.join())
     });
@@ -164,7 +167,7 @@ fn stop_start(ctx: &Ctx, features: u64) -> Result<()> {
             }
             failures
         });
-        let passed = traffic(&mut vmm);
+        let passed = traffic(&mut vmm, packets(ctx));
         done.store(true, Ordering::Relaxed);
         (passed, changer.join())
     });
