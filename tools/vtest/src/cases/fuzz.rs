@@ -329,7 +329,7 @@ fn live(ctx: &Ctx, features: u64, size: u16) -> Result<()> {
             paused.store(false, Ordering::SeqCst);
             Ok(())
         };
-        let result = (0..ctx.cycles.div_ceil(100))
+        let result = (0..ctx.cycles.div_ceil(250))
             .try_for_each(|i| round().with_context(|| format!("round {i}, seed {}", ctx.seed)));
         done.store(true, Ordering::Relaxed);
         result

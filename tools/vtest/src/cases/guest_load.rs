@@ -112,7 +112,7 @@ fn takes_nothing(ctx: &Ctx) -> Result<()> {
     };
     let frame = vmm.rx_frames.plain(1500);
     // What the rings hold is held by then.
-    let packets = u64::from(ctx.cycles.clamp(100, 10_000)) * 100;
+    let packets = u64::from(ctx.cycles.clamp(250, 25_000)) * 40;
     let mut after_first = 0;
     for i in 0..packets {
         vmm.wire.send(&NetHdr::default(), &frame)?;

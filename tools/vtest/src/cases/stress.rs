@@ -302,7 +302,7 @@ fn swaps(ctx: &Ctx) -> Result<()> {
 fn kills(ctx: &Ctx) -> Result<()> {
     let before = runner::references(ctx);
     let mut rng = Rng::new(ctx.seed);
-    for round in 0..ctx.cycles.div_ceil(40) {
+    for round in 0..ctx.cycles.div_ceil(100) {
         let child = Child::spawn(|inside| super::lifetime::busy(ctx, 0, inside))?;
         child.wait_ready()?;
         thread::sleep(Duration::from_micros(rng.below(20_000)));

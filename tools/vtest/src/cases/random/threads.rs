@@ -166,7 +166,7 @@ fn threads(rig: &Shared, seed: u64, calls: u64) -> Result<(u64, u64)> {
 
 fn many(ctx: &Ctx) -> Result<()> {
     let start = Instant::now();
-    let calls = u64::from(ctx.cycles) * 25;
+    let calls = u64::from(ctx.cycles) * 10;
     let rig = Shared {
         rig: Rig::new(ctx)?,
         devices: Devices::open(ctx)?,
