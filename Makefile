@@ -38,8 +38,8 @@ soak: ## attack it at random for HOURS=n
 	@scripts/hostile soak $(HOURS)
 coverage: ## which lines of the core its tests reach
 	@scripts/coverage
-trace: ## see each tracepoint fire through ftrace
-	@scripts/trace
+trace: ## see each tracepoint fire through ftrace, and run the tracing recipes
+	@scripts/trace/test
 tool: ## build the rvhost command: build/tool/rvhost, with man pages and completions
 	@scripts/tool build
 install-tool: ## install it under /usr/local
