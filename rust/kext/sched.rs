@@ -21,14 +21,20 @@ pub(crate) fn interrupted() -> bool {
     unsafe { bindings::rvh_signal_pending() }
 }
 
+/// A clock, in nanoseconds: for differences on one CPU, and rough ones between CPUs.
+#[inline]
+pub(crate) fn clock() -> u64 {
+    // SAFETY: Reads a clock.
+    unsafe { bindings::rvh_local_clock() }
+}
+
 /// Looks for work until `found`, for `timeout` units of 1,024 ns at the most, or until someone
 /// else needs the CPU. Returns whether it was found.
 pub(crate) fn poll(timeout: u32, mut found: impl FnMut() -> bool) -> bool {
     if timeout == 0 {
         return false;
     }
-    // SAFETY: Reads a clock.
-    let now = || unsafe { bindings::rvh_local_clock() } >> 10;
+    let now = || clock() >> 10;
     let end = now().saturating_add(u64::from(timeout));
     loop {
         if found() {

@@ -17,7 +17,6 @@ use super::{
         has_room,
         UserMem, //
     },
-    xdp::TxBatch, //
 };
 use crate::vcore::addr::Seg;
 
@@ -78,26 +77,18 @@ impl Socket {
         unsafe { bindings::rvh_sock_unlimited(self.sock.as_ptr()) }
     }
 
-    /// Hands a batch of packets to a TAP and empties it.
+    /// Hands packets to a TAP.
     ///
     /// # Errors
     ///
-    /// `EBADFD` if the device is gone; the packets are freed.
-    pub(super) fn send_batch(&self, batch: &mut TxBatch) -> Result {
-        let (bufs, count) = batch.filled();
-        if count == 0 {
-            return Ok(());
-        }
-        // SAFETY: The socket is valid and `count` buffers are filled as the device wants them.
-        let sent =
-            to_result(unsafe { bindings::rvh_sock_send_batch(self.sock.as_ptr(), bufs, count) });
-        if sent.is_ok() {
-            // SAFETY: The device took them all.
-            unsafe { batch.forget() };
-        } else {
-            batch.clear();
-        }
-        sent
+    /// `EBADFD` if the device is gone; the packets are still the caller's.
+    ///
+    /// # Safety
+    ///
+    /// `count` buffers must be filled as the device wants them.
+    pub(super) unsafe fn send_batch(&self, bufs: *mut bindings::xdp_buff, count: u16) -> Result {
+        // SAFETY: The socket is valid; by the function's contract.
+        to_result(unsafe { bindings::rvh_sock_send_batch(self.sock.as_ptr(), bufs, count) })
     }
 
     /// Sends one packet: the `len` bytes at offset `skip` of `segs`, header first.

@@ -20,7 +20,11 @@ use super::{
     bindings,
     errno,
     file::FileRef,
-    netdev::NetDev,
+    netdev::{
+        NetDev,
+        Present, //
+    },
+    sched,
     socket::Socket,
     usermem::{
         has_room,
@@ -118,31 +122,30 @@ impl TapQueue {
     /// `EBADFD` if the device is gone; the packets are freed.
     #[inline]
     pub(crate) fn send_batch(&self, batch: &mut TxBatch, tunnel: bool) -> Result {
-        if !tunnel && self.receive_as_device(batch) {
-            return Ok(());
+        let device = self.device.as_ref().filter(|_| !tunnel);
+        // A TAP with several queues learns by its sockets which flow belongs to which queue.
+        let learns = device.is_some_and(TapDevice::has_queues);
+        let now = if learns { sched::clock() } else { 0 };
+        while let Some((bufs, all)) = batch.front() {
+            let (known, count) = if learns {
+                batch.known(now)
+            } else {
+                (true, all)
+            };
+            let received =
+                known && device.is_some_and(|device| device.receive(&self.socket, bufs, count));
+            if !received {
+                // SAFETY: `count` buffers are filled as the device wants them.
+                let sent = unsafe { self.socket.send_batch(bufs, count) };
+                if sent.is_err() {
+                    batch.clear();
+                    return sent;
+                }
+            }
+            // SAFETY: The device took so many.
+            unsafe { batch.forget(count) };
         }
-        self.socket.send_batch(batch)
-    }
-
-    /// Has the device receive a batch of packets all at once, where that comes to the same.
-    #[inline]
-    fn receive_as_device(&self, batch: &mut TxBatch) -> bool {
-        let Some(TapDevice { dev, slot }) = &self.device else {
-            return false;
-        };
-        let (bufs, count) = batch.filled();
-        let sock = self.socket.as_ptr();
-        let received = dev.with(|dev| {
-            // SAFETY: The device is there, and with it the slot; the socket is valid; `count`
-            // buffers are filled as a TAP wants them.
-            unsafe { bindings::rvh_tap_receive(dev.as_ptr(), sock, *slot, bufs, count.into()) }
-        });
-        if received != Some(true) {
-            return false;
-        }
-        // SAFETY: The device took them all.
-        unsafe { batch.forget() };
-        true
+        Ok(())
     }
 
     /// Takes packets from the ring into the empty `packets`. Returns how many.
@@ -207,6 +210,34 @@ impl TapDevice {
         // INVARIANT: The slot was found in its private data.
         let dev = unsafe { NetDev::hold(dev) }.ok()?;
         Some(Self { dev, slot })
+    }
+
+    /// Whether it has several queues now.
+    #[inline]
+    fn has_queues(&self) -> bool {
+        // SAFETY: The device is there for the time of the call.
+        let many = |dev: Present<'_>| unsafe { bindings::rvh_tap_has_queues(dev.as_ptr()) };
+        self.dev.with(many) == Some(true)
+    }
+
+    /// Has the device receive `count` packets all at once, where that comes to the same as sending
+    /// them by `socket`. Returns whether it took them.
+    #[inline]
+    fn receive(&self, socket: &Socket, bufs: *mut bindings::xdp_buff, count: u16) -> bool {
+        let received = self.dev.with(|dev| {
+            // SAFETY: The device is there, and with it the slot; the socket is valid; `count`
+            // buffers are filled as a TAP wants them.
+            unsafe {
+                bindings::rvh_tap_receive(
+                    dev.as_ptr(),
+                    socket.as_ptr(),
+                    self.slot,
+                    bufs,
+                    count.into(),
+                )
+            }
+        });
+        received == Some(true)
     }
 }
 

@@ -17,6 +17,7 @@ use crate::vcore::{
         Seg, //
     },
     hdr,
+    recent::Recent,
     Error, //
 };
 
@@ -38,12 +39,17 @@ const PIECES: usize = 2 * BATCH;
 ///
 /// # Invariants
 ///
-/// - The first `filled + added` of `bufs` describe fragments that this value owns.
+/// - Of `bufs`, those from the `gone`th on, up to the first `filled + added`, describe fragments
+///   that this value owns. `gone` is zero but while a batch is being sent.
 /// - `copies` writes to fragments that were added, within their bounds.
 pub(crate) struct TxBatch {
     bufs: KVec<bindings::xdp_buff>,
     /// Packets that are complete.
     filled: usize,
+    /// How many of them were given away.
+    gone: usize,
+    /// Flows that were sent lately.
+    recent: KBox<Recent>,
     /// What there is to know of the packets that are to be copied yet.
     added: KVec<Added>,
     copies: KVec<bindings::rvh_copy>,
@@ -70,7 +76,8 @@ unsafe impl Send for TxBatch {}
 impl TxBatch {
     /// Bytes that one takes, without the packets in it.
     pub(crate) const BYTES: usize = BATCH * (size_of::<bindings::xdp_buff>() + size_of::<Added>())
-        + PIECES * size_of::<bindings::rvh_copy>();
+        + PIECES * size_of::<bindings::rvh_copy>()
+        + size_of::<Recent>();
 
     /// An empty batch.
     pub(crate) fn new() -> Result<Self> {
@@ -82,6 +89,8 @@ impl TxBatch {
         Ok(Self {
             bufs,
             filled: 0,
+            gone: 0,
+            recent: KBox::new(Recent::default(), GFP_KERNEL)?,
             added: KVec::with_capacity(BATCH, GFP_KERNEL)?,
             copies: KVec::with_capacity(PIECES, GFP_KERNEL)?,
             pages: pin_init::zeroed(),
@@ -215,31 +224,59 @@ impl TxBatch {
         first + unsafe { user.get_all(copies) }
     }
 
-    /// The filled buffers, for the device. Frees what was added since.
-    pub(super) fn filled(&mut self) -> (*mut bindings::xdp_buff, u16) {
+    /// The filled buffers that were not given away yet, for the device. Frees what was added since.
+    #[inline]
+    pub(super) fn front(&mut self) -> Option<(*mut bindings::xdp_buff, u16)> {
         self.drop_added();
+        let bufs = self.bufs.get_mut(self.gone..self.filled)?;
         // CAST: at most `BATCH`.
-        (self.bufs.as_mut_ptr(), self.filled as u16)
+        (!bufs.is_empty()).then_some((bufs.as_mut_ptr(), bufs.len() as u16))
     }
 
-    /// Empties the batch without freeing its filled buffers.
+    /// Whether the flow of the first of those was noted within about the last second before `now`,
+    /// and for how many, from the first on, the same is true. Notes the flows that were not.
+    pub(super) fn known(&mut self, now: u64) -> (bool, u16) {
+        let (mut known, mut count) = (false, 0);
+        for buf in self.bufs.get(self.gone..self.filled).unwrap_or(&[]) {
+            // SAFETY: By the type's invariant the fragment is ours, and has a frame between these.
+            let frame = unsafe {
+                let len = buf.data_end.addr().saturating_sub(buf.data.addr());
+                slice::from_raw_parts(buf.data.cast::<u8>(), len)
+            };
+            let this = self.recent.knows(frame, now);
+            if count > 0 && this != known {
+                break;
+            }
+            known = this;
+            count += 1;
+            if !this {
+                self.recent.note(frame, now);
+            }
+        }
+        (known, count)
+    }
+
+    /// Forgets the first `n` of the filled buffers that were not given away yet, without freeing
+    /// them.
     ///
     /// # Safety
     ///
-    /// The buffers must have been given away.
-    pub(super) unsafe fn forget(&mut self) {
-        self.drop_added();
-        // INVARIANT: They are not ours any more.
-        self.filled = 0;
+    /// They must have been given away.
+    pub(super) unsafe fn forget(&mut self, n: u16) {
+        // INVARIANT: By the function's contract they are not ours any more.
+        self.gone = self.filled.min(self.gone + usize::from(n));
+        if self.gone == self.filled {
+            (self.filled, self.gone) = (0, 0);
+        }
     }
 
     /// Frees all buffers.
     pub(crate) fn clear(&mut self) {
         self.drop_added();
-        for buf in self.bufs.iter().take(self.filled) {
+        for buf in self.bufs.get(self.gone..self.filled).unwrap_or(&[]) {
             drop(Fragment(buf.data_hard_start.cast()));
         }
-        self.filled = 0;
+        (self.filled, self.gone) = (0, 0);
     }
 
     fn drop_added(&mut self) {

@@ -99,6 +99,7 @@ int rvh_tun_packet_to_user(void *packet, const struct rvh_packet *info,
 void rvh_dev_put(struct net_device *dev);
 bool rvh_dev_registered(struct net_device *dev);
 struct net_device *rvh_tap_find(struct socket *sock, struct sock *const **slot);
+bool rvh_tap_has_queues(struct net_device *dev);
 bool rvh_tap_receive(struct net_device *dev, struct socket *sock, struct sock *const *slot,
 		     struct xdp_buff *bufs, unsigned int count);
 

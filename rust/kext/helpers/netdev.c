@@ -76,11 +76,15 @@ struct net_device *rvh_tap_find(struct socket *sock, struct sock *const **slot)
 	return dev;
 }
 
-/* Whether packets from @sock may bypass it on their way to @dev, whose only queue it is. */
+bool rvh_tap_has_queues(struct net_device *dev)
+{
+	return READ_ONCE(dev->real_num_tx_queues) > 1;
+}
+
+/* Whether packets from @sock, a queue of @dev, may pass it by: no XDP program, no NAPI. */
 static bool rvh_tap_is_plain(struct net_device *dev, struct sock *sk, struct sock *const *slot)
 {
-	return READ_ONCE(*slot) == sk && READ_ONCE(dev->real_num_tx_queues) == 1 &&
-	       list_empty(&dev->napi_list) && !sock_flag(sk, SOCK_XDP);
+	return READ_ONCE(*slot) == sk && list_empty(&dev->napi_list) && !sock_flag(sk, SOCK_XDP);
 }
 
 /*
@@ -90,6 +94,8 @@ static bool rvh_tap_is_plain(struct net_device *dev, struct sock *sk, struct soc
 bool rvh_tap_receive(struct net_device *dev, struct socket *sock, struct sock *const *slot,
 		     struct xdp_buff *bufs, unsigned int count)
 {
+	/* The queues are what a TAP's private data starts with. */
+	unsigned int queue = slot - (struct sock *const *)netdev_priv(dev);
 	struct pcpu_sw_netstats *stats;
 	void *skbs[RVH_TX_BATCH];
 	unsigned int i, bytes = 0, packets = 0, got;
@@ -119,7 +125,8 @@ bool rvh_tap_receive(struct net_device *dev, struct socket *sock, struct sock *c
 			}
 		}
 		skb->protocol = eth_type_trans(skb, dev);
-		skb_record_rx_queue(skb, 0);
+		if (queue < READ_ONCE(dev->real_num_rx_queues))
+			skb_record_rx_queue(skb, queue);
 		list_add_tail(&skb->list, &list);
 		bytes += len;
 		packets++;
