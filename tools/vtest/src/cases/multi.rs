@@ -3,6 +3,8 @@
 //! Several queue pairs on one multiqueue TAP: one device each.
 
 use std::os::fd::AsRawFd;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::bail;
 use anyhow::ensure;
@@ -24,6 +26,7 @@ pub(super) fn register(table: &mut Table) {
     table.add("multi::two_pairs_send", |ctx| send(ctx, 2));
     table.add("multi::eight_pairs_send", |ctx| send(ctx, 8));
     table.add("multi::flows_come_back_on_the_pair_they_left_by", flows);
+    table.add("multi::a_flow_that_moves_takes_its_answers_along", moves);
     table.add("multi::every_packet_arrives_on_some_pair", |ctx| {
         receive(ctx, 4)
     });
@@ -98,6 +101,48 @@ fn flows(ctx: &Ctx) -> Result<()> {
         for vmm in &all {
             while vmm.wire.try_recv()?.is_some() {}
         }
+    }
+    Ok(())
+}
+
+/// Flows are sent in batches, new ones among old ones, and stay in order. One that has not been
+/// sent by a pair for over a second may be sent by it anew.
+fn moves(ctx: &Ctx) -> Result<()> {
+    let mut all = pairs(ctx, 2)?;
+    for (round, by) in [0, 1, 0].into_iter().enumerate() {
+        for batch in 0..4u16 {
+            let mut sent = Vec::new();
+            for i in 0..12u16 {
+                // The last ones of each batch are of flows that nobody has seen.
+                let flow = if i < 8 { i % 4 } else { 100 * batch + i };
+                let len = 60 + usize::from(i);
+                let frame = all[by].tx_frames.udp4(len, 1000 + flow, 2000);
+                all[by].queue_tx(&NetHdr::default(), &frame, &Split::Whole)?;
+                sent.push(frame);
+            }
+            all[by].tx.flush()?;
+            for (i, frame) in sent.iter().enumerate() {
+                all[by]
+                    .expect_on_wire(frame)
+                    .with_context(|| format!("round {round}, batch {batch}, packet {i}"))?;
+            }
+            all[by].tx.wait_used()?;
+        }
+        for flow in 0..4 {
+            let back = all[by].rx_frames.udp4(100, 2000, 1000 + flow);
+            all[by].wire.send(&NetHdr::default(), &back)?;
+            let (on, frame) = receive_any(&mut all)?;
+            crate::frame::compare("answer", &frame, &back)?;
+            expect(
+                &format!("round {round}: pair of answers to flow {flow}"),
+                on,
+                by,
+            )?;
+        }
+        for vmm in &all {
+            while vmm.wire.try_recv()?.is_some() {}
+        }
+        thread::sleep(Duration::from_millis(1500));
     }
     Ok(())
 }
