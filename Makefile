@@ -18,7 +18,7 @@ install: ## install rvhost_net.ko for the running kernel (or KDIR's)
 	@scripts/module install
 test: ## everything, in steps; ends with "N passed, N failed" (DEBUG=1: debug kernel)
 	@scripts/test all
-test-long: ## the rounds in their long form, with each QEMU that can be had (MODULE=c)
+test-long: ## the rounds in their long form, with each QEMU that can be had; more random calls (MODULE=c)
 	@scripts/test long
 check: ## linters and host tests only
 	@scripts/test check

@@ -24,6 +24,7 @@ use crate::{
         handoff::Handoff,
         kthread,
         mm::OwnerMm,
+        sched,
         task::{
             Body,
             ProcessThread,
@@ -166,6 +167,7 @@ impl Serve {
                 Ok(()) => STARTED,
                 Err(e) => e.to_errno(),
             };
+            sched::inherit_cpus(&owner);
             drop(owner);
             theirs.outcome.store(outcome, Release);
             theirs.known.wake_all();

@@ -27,6 +27,7 @@ void rvh_module_get(void);
 void rvh_module_put(void);
 void rvh_module_put_and_exit(void) __noreturn;
 void rvh_inherit_nice(struct task_struct *task);
+void rvh_inherit_cpus(struct task_struct *of);
 void rvh_set_current_state(unsigned int state);
 bool rvh_fatal_signal_pending(void);
 bool rvh_signal_pending(void);

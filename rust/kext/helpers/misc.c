@@ -27,6 +27,11 @@ void rvh_inherit_nice(struct task_struct *task)
 	set_user_nice(task, task_nice(current));
 }
 
+void rvh_inherit_cpus(struct task_struct *of)
+{
+	set_cpus_allowed_ptr(current, &of->cpus_mask);
+}
+
 void rvh_set_current_state(unsigned int state)
 {
 	set_current_state(state);

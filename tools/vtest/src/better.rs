@@ -32,6 +32,7 @@ pub(crate) const ROWS: &[&Better] = &[
     &OWNER_LIMIT,
     &BUSY_YIELDS,
     &WAIT_KILLABLE,
+    &KERNEL_SCHED,
 ];
 
 /// Cases `bad_tx::…_is_dropped`.
@@ -220,6 +221,16 @@ pub(crate) const BUSY_YIELDS: Better = Better {
     c: "waits until the timeout is over, however long, and cannot be killed",
     rust: "the queue stops polling and lets it in",
     why: "the same call returns sooner",
+};
+
+/// Nice value and CPUs of kernel threads.
+pub(crate) const KERNEL_SCHED: Better = Better {
+    when: "nice value and CPUs of an owner's kernel threads",
+    c: "0, and all",
+    rust: "the owner's",
+    why:
+        "so it is with C's default, threads of the owner's: who starts a VMM with nice or taskset \
+          means them too",
 };
 
 /// Control calls that wait for a page of the owner's.

@@ -13,6 +13,8 @@ use anyhow::bail;
 use anyhow::Context;
 use anyhow::Result;
 
+use crate::poll;
+
 /// Moves this process into a fresh network namespace in which nothing sends
 /// unless told to.
 pub(crate) fn own_namespace() -> Result<()> {
@@ -100,6 +102,13 @@ pub(crate) fn index(name: &str) -> Result<i32> {
     Ok(index as i32)
 }
 
+/// Waits until nobody holds an interface any more.
+pub(crate) fn wait_gone(name: &str) -> Result<()> {
+    poll::wait_for(&format!("interface {name} to go"), || {
+        Ok(index(name).is_err().then_some(()))
+    })
+}
+
 /// Deletes an interface, whoever holds it.
 pub(crate) fn delete(name: &str) -> Result<()> {
     link_request(libc::RTM_DELLINK, 0, index(name)?, &[])
@@ -141,12 +150,26 @@ pub(crate) fn add_veth(name: &str, peer: &str) -> Result<()> {
     link_request(libc::RTM_NEWLINK, flags, 0, &attributes).with_context(|| format!("making {name}"))
 }
 
-/// Makes a MacVTap that has all packets of `parent`, with this index.
-pub(crate) fn add_macvtap(parent: &str, name: &str, index: i32) -> Result<()> {
-    const IFLA_MACVLAN_MODE: u16 = 1;
+/// What a file-backed interface on top of another one is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Vtap {
+    /// A MacVTap that has all packets of its parent.
+    Mac,
+    /// An IPVTap, which has its parent's address.
+    Ip,
+}
+
+/// Makes such an interface, with this index.
+pub(crate) fn add_vtap(kind: Vtap, parent: &str, name: &str, index: i32) -> Result<()> {
+    // IFLA_MACVLAN_MODE and IFLA_IPVLAN_MODE alike.
+    const MODE: u16 = 1;
     const PASSTHRU: u32 = 8;
-    let data = attribute(IFLA_MACVLAN_MODE, &PASSTHRU.to_ne_bytes());
-    let mut info = attribute(libc::IFLA_INFO_KIND, b"macvtap");
+    const L2: u16 = 0;
+    let (kind, data) = match kind {
+        Vtap::Mac => ("macvtap", attribute(MODE, &PASSTHRU.to_ne_bytes())),
+        Vtap::Ip => ("ipvtap", attribute(MODE, &L2.to_ne_bytes())),
+    };
+    let mut info = attribute(libc::IFLA_INFO_KIND, kind.as_bytes());
     info.extend(attribute(libc::IFLA_INFO_DATA, &data));
     let mut attributes = attribute(libc::IFLA_LINK, &self::index(parent)?.to_ne_bytes());
     attributes.extend(attribute(libc::IFLA_IFNAME, name.as_bytes()));

@@ -175,6 +175,17 @@ impl Child {
         })
     }
 
+    /// Waits until the child's control group is found frozen by it.
+    pub(crate) fn wait_frozen(&self) -> Result<()> {
+        let path = format!("/proc/{}/wchan", self.pid);
+        poll::wait_for("the child to freeze", || {
+            let place = std::fs::read_to_string(&path).context("the child is gone")?;
+            // The freezer's trap, by its own name or by who inlined it.
+            let frozen = place.contains("freezer") || place.contains("get_signal");
+            Ok(frozen.then_some(()))
+        })
+    }
+
     fn reap(&mut self) -> Result<()> {
         let pid = self.pid;
         poll::wait_for(&format!("process {pid} to die"), || {
@@ -196,6 +207,20 @@ impl Drop for Child {
             let _ = self.reap();
         }
     }
+}
+
+/// Becomes a program that ends at once; returns only if that fails.
+pub(crate) fn execute_another() -> Result<()> {
+    let program = c"/bin/true";
+    let arguments = [program.as_ptr(), std::ptr::null()];
+    // SAFETY: The arguments are valid C strings, the array ends with null.
+    unsafe { libc::execv(program.as_ptr(), arguments.as_ptr()) };
+    Err(std::io::Error::last_os_error()).context("execv")
+}
+
+/// Runs `body`, which may take so long, in a child process and returns its result.
+pub(crate) fn in_child_for(limit: Duration, body: impl FnOnce() -> Result<()>) -> Result<()> {
+    Child::spawn(|_| body())?.finish_within(limit)
 }
 
 /// Runs `body` in a child process and returns its result.

@@ -16,6 +16,7 @@ use vmm_sys_util::ioctl::ioctl_with_val;
 use vmm_sys_util::ioctl_iow_nr;
 
 use crate::net;
+use crate::net::Vtap;
 
 const TUN: libc::c_uint = b'T' as libc::c_uint;
 ioctl_iow_nr!(TUNSETIFF, TUN, 202, libc::c_int);
@@ -110,11 +111,16 @@ impl Tap {
         Ok(tap)
     }
 
-    /// Makes a MacVTap on `parent` and opens it.
-    pub(crate) fn open_macvtap(name: &str, parent: &str, options: &TapOptions) -> Result<Self> {
+    /// Makes a MacVTap or IPVTap on `parent` and opens it.
+    pub(crate) fn open_vtap(
+        kind: Vtap,
+        name: &str,
+        parent: &str,
+        options: &TapOptions,
+    ) -> Result<Self> {
         // The node is named after the index, whatever the namespace.
         let index = 100_000 + std::process::id() as i32;
-        net::add_macvtap(parent, name, index)?;
+        net::add_vtap(kind, parent, name, index)?;
         net::set_up(name, true)?;
         let path = format!("/dev/tap{index}");
         let file = OpenOptions::new()

@@ -18,6 +18,7 @@ use crate::device::TX;
 use crate::frame::compare;
 use crate::frame::NetHdr;
 use crate::net;
+use crate::net::Vtap;
 use crate::poll;
 use crate::tap::Tap;
 use crate::tap::TapOptions;
@@ -45,6 +46,7 @@ pub(super) fn register(table: &mut Table) {
         let mut vmm = on_macvtap(ctx, 0, i32::MAX)?;
         sizes(&mut vmm)
     });
+    table.add("backend::ipvtap_carries_traffic", ipvtap);
     table.add("backend::macvtap_deleted_swallows_packets", macvtap_deleted);
     table.add("backend::macvtap_down_and_up_resumes", macvtap_down);
     for (name, bits) in [
@@ -114,6 +116,10 @@ fn pair() -> Result<()> {
 
 /// A machine on a MacVTap over one end of a pair; the wire is at the other.
 fn on_macvtap(ctx: &Ctx, features: u64, sndbuf: i32) -> Result<Vmm> {
+    on_vtap(ctx, Vtap::Mac, features, sndbuf)
+}
+
+fn on_vtap(ctx: &Ctx, kind: Vtap, features: u64, sndbuf: i32) -> Result<Vmm> {
     let mut vmm = Setup::new().features(features).stopped().build(ctx)?;
     pair()?;
     let options = TapOptions {
@@ -121,7 +127,7 @@ fn on_macvtap(ctx: &Ctx, features: u64, sndbuf: i32) -> Result<Vmm> {
         sndbuf,
         ..TapOptions::default()
     };
-    vmm.tap = Tap::open_macvtap("mvt", NEAR, &options)?;
+    vmm.tap = Tap::open_vtap(kind, "mvt", NEAR, &options)?;
     vmm.wire = Wire::open(FAR)?;
     vmm.start()?;
     Ok(vmm)
@@ -133,6 +139,25 @@ fn macvtap_traffic(ctx: &Ctx, sndbuf: i32) -> Result<()> {
     vmm.stop()?;
     vmm.start()?;
     vmm.check_alive()
+}
+
+/// It forwards by IP addresses, of which our frames have none: those to
+/// everybody come in.
+fn ipvtap(ctx: &Ctx) -> Result<()> {
+    let mut vmm = on_vtap(ctx, Vtap::Ip, V1, i32::MAX)?;
+    vmm.post_rx(60, &[2048])?;
+    for len in [60, 61, 1000, 1514] {
+        vmm.check_tx(len, &Split::HeaderAlone)?;
+        let mut frame = vmm.rx_frames.plain(len);
+        frame[..6].fill(0xff);
+        vmm.wire.send(&NetHdr::default(), &frame)?;
+        let received = vmm.expect_in_guest(&frame)?;
+        vmm.repost(&received)?;
+    }
+    vmm.stop()?;
+    vmm.start()?;
+    vmm.check_tx(60, &Split::Whole)?;
+    vmm.check_quiet()
 }
 
 fn macvtap_deleted(ctx: &Ctx) -> Result<()> {

@@ -18,6 +18,7 @@ use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use super::iotlb::translated;
 use super::iotlb::update_all;
+use super::log::alive_with_log_at;
 use super::log::log_all;
 use super::log::log_ring;
 use super::log::pages;
@@ -156,18 +157,8 @@ fn read_only(ctx: &Ctx) -> Result<()> {
     // Some guest memory that nothing else uses.
     let at = vmm.mem.alloc(16 * PAGE, PAGE)?;
     vmm.mem.protect(at, 16 * PAGE, Access::ReadOnly)?;
-    expect(
-        "SET_LOG_BASE",
-        set_base(&vmm, vmm.mem.host(at)? as u64),
-        Ok(0),
-    )?;
-    log_all(&vmm, true)?;
-    for index in [RX, TX] {
-        log_ring(&vmm, index, true)?;
-    }
-    for _ in 0..5 {
-        vmm.check_alive()?;
-    }
+    let base = vmm.mem.host(at)? as u64;
+    alive_with_log_at(&mut vmm, base)?;
     let bytes = vmm.mem.read(at, 16 * PAGE as usize)?;
     ensure!(bytes.iter().all(|byte| *byte == 0), "the log was written");
     Ok(())

@@ -53,6 +53,8 @@ pub(super) fn register(table: &mut Table) {
         buffer_miss,
     );
     table.add("iotlb::invalidated_ring_stalls_until_updated", invalidated);
+    table.add("iotlb::address_space_number_is_ignored", address_space);
+    table.add("iotlb::memory_table_is_needed_too", no_table);
     table.add("iotlb::turning_it_off_forgets_ring_addresses", turned_off);
     table.add_better(
         "iotlb::unanswered_miss_is_not_repeated_without_end",
@@ -134,6 +136,21 @@ pub(super) fn invalidate(vmm: &Vmm, iova: u64, size: u64) -> Result<()> {
 pub(super) fn update_all(vmm: &Vmm) -> Result<()> {
     update(vmm, 0, BOUNDARY)?;
     update(vmm, BOUNDARY, END)
+}
+
+/// Maps all of guest memory by messages of any form.
+fn update_all_by(vmm: &Vmm, form: impl Fn(&Message) -> Vec<u8>) -> Result<()> {
+    for (from, to) in [(0, BOUNDARY), (BOUNDARY, END)] {
+        let message = Message {
+            iova: from,
+            size: to - from,
+            uaddr: vmm.mem.host(from)? as u64,
+            perm: RW,
+            kind: UPDATE,
+        };
+        expect("UPDATE", write(vmm, &form(&message)), Ok(MESSAGE))?;
+    }
+    Ok(())
 }
 
 /// Takes a message; none if there is none.
@@ -298,16 +315,7 @@ fn mapped(ctx: &Ctx) -> Result<()> {
 
 fn mapped_v1(ctx: &Ctx) -> Result<()> {
     let mut vmm = translated(ctx)?;
-    for (from, to) in [(0, BOUNDARY), (BOUNDARY, END)] {
-        let message = Message {
-            iova: from,
-            size: to - from,
-            uaddr: vmm.mem.host(from)? as u64,
-            perm: RW,
-            kind: UPDATE,
-        };
-        expect("UPDATE", write(&vmm, &message.bytes(1)), Ok(MESSAGE))?;
-    }
+    update_all_by(&vmm, |message| message.bytes(1))?;
     vmm.start()?;
     vmm.post_rx(20, &[2048])?;
     vmm.check_alive()
@@ -376,6 +384,41 @@ fn invalidated(ctx: &Ctx) -> Result<()> {
     vmm.expect_on_wire(&frame)?;
     vmm.tx.wait_used()?;
     Ok(())
+}
+
+/// The second word of a message of version 2.
+fn address_space(ctx: &Ctx) -> Result<()> {
+    let mut vmm = translated(ctx)?;
+    update_all_by(&vmm, |message| {
+        let mut bytes = message.bytes(2);
+        bytes[4..8].copy_from_slice(&7u32.to_ne_bytes());
+        bytes
+    })?;
+    vmm.start()?;
+    vmm.check_tx(60, &Split::Whole)
+}
+
+/// Though nothing is looked up in it.
+fn no_table(ctx: &Ctx) -> Result<()> {
+    let file = crate::device::owned(&ctx.device)?;
+    let raw = crate::ioctl::Raw::of(&file);
+    let mut vmm = translated(ctx)?;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&vmm.tap);
+    expect(
+        "SET_FEATURES",
+        raw.set_features(feature::VERSION_1 | feature::ACCESS_PLATFORM),
+        Ok(0),
+    )?;
+    expect(
+        "SET_BACKEND without a table",
+        raw.set_backend(1, fd),
+        Err(Errno(libc::EFAULT)),
+    )?;
+    update_all(&vmm)?;
+    let empty = vmm.vhost.raw().set_mem_table(0, &[]);
+    expect("SET_MEM_TABLE of no region", empty, Ok(0))?;
+    vmm.start()?;
+    vmm.check_tx(60, &Split::Whole)
 }
 
 fn turned_off(ctx: &Ctx) -> Result<()> {

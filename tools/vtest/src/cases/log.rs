@@ -95,6 +95,20 @@ pub(super) fn log_ring(vmm: &Vmm, index: usize, on: bool) -> Result<()> {
     )
 }
 
+/// Traffic goes on while all that there is is logged at `base`.
+pub(super) fn alive_with_log_at(vmm: &mut Vmm, base: u64) -> Result<()> {
+    let seen = vmm.vhost.raw().put(ioctl::SET_LOG_BASE(), &base);
+    expect("SET_LOG_BASE", seen, Ok(0))?;
+    log_all(vmm, true)?;
+    for index in [RX, TX] {
+        log_ring(vmm, index, true)?;
+    }
+    for _ in 0..5 {
+        vmm.check_alive()?;
+    }
+    Ok(())
+}
+
 pub(super) fn log_all(vmm: &Vmm, on: bool) -> Result<()> {
     vmm.set_features(vmm.features | if on { feature::LOG_ALL } else { 0 })
 }
@@ -242,20 +256,7 @@ fn log_fd(ctx: &Ctx) -> Result<()> {
 fn unmapped(ctx: &Ctx) -> Result<()> {
     let mut vmm = Setup::new().build(ctx)?;
     vmm.post_rx(20, &[2048])?;
-    let base = PAGE;
-    expect(
-        "SET_LOG_BASE",
-        vmm.vhost.raw().put(ioctl::SET_LOG_BASE(), &base),
-        Ok(0),
-    )?;
-    log_all(&vmm, true)?;
-    for index in [RX, TX] {
-        log_ring(&vmm, index, true)?;
-    }
-    for _ in 0..5 {
-        vmm.check_alive()?;
-    }
-    Ok(())
+    alive_with_log_at(&mut vmm, PAGE)
 }
 
 fn log_fd_checks(ctx: &Ctx) -> Result<()> {

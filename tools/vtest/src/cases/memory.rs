@@ -308,7 +308,5 @@ fn late_dies(ctx: &Ctx, fork: u8) -> Result<()> {
     })?;
     child.wait_ready()?;
     child.kill()?;
-    poll::wait_for("the interface to go", || {
-        Ok(crate::net::index("vt0").is_err().then_some(()))
-    })
+    crate::net::wait_gone("vt0")
 }

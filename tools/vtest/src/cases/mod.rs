@@ -13,6 +13,7 @@ mod compat32;
 mod control;
 mod data;
 mod dirty;
+mod fair;
 mod fault;
 pub(crate) mod features;
 mod fuzz;
@@ -38,6 +39,7 @@ mod restart;
 mod shapes;
 mod stats;
 mod stress;
+mod waits;
 mod worker;
 mod xdp;
 
@@ -74,6 +76,7 @@ pub(crate) fn all() -> Vec<Case> {
     notify::register(&mut table);
     in_order::register(&mut table);
     busy::register(&mut table);
+    fair::register(&mut table);
     malformed::register(&mut table);
     bad_tx::register(&mut table);
     bad_rx::register(&mut table);
@@ -92,6 +95,7 @@ pub(crate) fn all() -> Vec<Case> {
     misses::register(&mut table);
     guest::register(&mut table);
     lifetime::register(&mut table);
+    waits::register(&mut table);
     random::register(&mut table);
     fuzz::register(&mut table);
     fault::register(&mut table);

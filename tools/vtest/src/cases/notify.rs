@@ -88,6 +88,7 @@ pub(super) fn register(table: &mut Table) {
         "notify::call_eventfd_replaced_new_one_gets_the_signals",
         call_replaced,
     );
+    table.add("notify::eventfd_that_is_set_is_not_signalled", set_silently);
     table.add(
         "notify::call_swapped_under_traffic_loses_nothing",
         call_swapped,
@@ -421,6 +422,23 @@ fn call_replaced(ctx: &Ctx) -> Result<()> {
     expect("signals by the swap", poll::take_signals(&vmm.tx.call), 0)?;
     vmm.check_tx(60, &Split::Whole)?;
     expect("signals on the old eventfd", poll::take_signals(&old), 0)
+}
+
+fn set_silently(ctx: &Ctx) -> Result<()> {
+    let mut vmm = Setup::new().build(ctx)?;
+    warm_up(&mut vmm)?;
+    let fresh = event()?;
+    for number in [ioctl::SET_VRING_CALL(), ioctl::SET_VRING_ERR()] {
+        for index in [RX, TX] {
+            for _ in 0..2 {
+                set_file(&vmm, number, index, &fresh)?;
+                vmm.fence(RX)?;
+                vmm.fence(TX)?;
+                expect("signals", poll::take_signals(&fresh), 0)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// As with MSI-X masking: whichever eventfd is set at the time gets the signal.

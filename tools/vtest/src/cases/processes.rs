@@ -87,7 +87,7 @@ pub(super) fn threads(prefix: &str) -> Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
-fn own_prefix() -> String {
+pub(super) fn own_prefix() -> String {
     format!("vhost-{}", std::process::id())
 }
 
@@ -100,14 +100,20 @@ fn names(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
+/// The device has an owner still, who is not the caller.
+pub(super) fn expect_foreign(raw: Raw) -> Result<()> {
+    expect("SET_OWNER", raw.set_owner(), Err(Errno(libc::EBUSY)))?;
+    expect("RESET_OWNER", raw.reset_owner(), Err(Errno(libc::EPERM)))
+}
+
 /// A cgroup of its own for this process, as long as this lives.
-struct Cgroup {
+pub(super) struct Cgroup {
     root: PathBuf,
     name: String,
 }
 
 impl Cgroup {
-    fn enter() -> Result<Self> {
+    pub(super) fn enter() -> Result<Self> {
         let name = format!("vtest-{}", std::process::id());
         let root = std::env::temp_dir().join(format!("{name}-cgroup2"));
         fs::create_dir_all(&root)?;
@@ -116,6 +122,17 @@ impl Cgroup {
         fs::create_dir(cgroup.root.join(&cgroup.name))?;
         fs::write(cgroup.root.join(&cgroup.name).join("cgroup.procs"), "0")?;
         Ok(cgroup)
+    }
+
+    /// Moves this process out of it; its children stay.
+    pub(super) fn leave(&self) -> Result<()> {
+        Ok(fs::write(self.root.join("cgroup.procs"), "0")?)
+    }
+
+    /// Freezes those who are in it, or thaws them.
+    pub(super) fn freeze(&self, frozen: bool) -> Result<()> {
+        let file = self.root.join(&self.name).join("cgroup.freeze");
+        Ok(fs::write(file, if frozen { "1" } else { "0" })?)
     }
 }
 
@@ -256,9 +273,7 @@ fn killed(ctx: &Ctx) -> Result<()> {
             Ok((net::counters("vt0")?.rx_packets > first + 100 * round).then_some(()))
         })?;
         child.kill()?;
-        poll::wait_for("the interface to go", || {
-            Ok(net::index("vt0").is_err().then_some(()))
-        })?;
+        net::wait_gone("vt0")?;
     }
     poll::wait_for("module references to return", || {
         Ok((runner::references(ctx) <= before).then_some(()))
@@ -281,8 +296,7 @@ fn killed_with_copy(ctx: &Ctx) -> Result<()> {
     child.wait_ready()?;
     child.kill()?;
     let raw = Raw::of(&copy);
-    expect("SET_OWNER", raw.set_owner(), Err(Errno(libc::EBUSY)))?;
-    expect("RESET_OWNER", raw.reset_owner(), Err(Errno(libc::EPERM)))?;
+    expect_foreign(raw)?;
     expect(
         "SET_BACKEND",
         raw.set_backend(0, -1),
@@ -293,9 +307,7 @@ fn killed_with_copy(ctx: &Ctx) -> Result<()> {
         "the tap went though the device holds it"
     );
     drop(copy);
-    poll::wait_for("the interface to go", || {
-        Ok(net::index("vt0").is_err().then_some(()))
-    })
+    net::wait_gone("vt0")
 }
 
 fn executes(ctx: &Ctx) -> Result<()> {
@@ -305,21 +317,12 @@ fn executes(ctx: &Ctx) -> Result<()> {
     unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
     let child = Child::spawn(|_| {
         expect("SET_OWNER", Raw::of(&file).set_owner(), Ok(0))?;
-        let program = c"/bin/true";
-        // SAFETY: The arguments are valid C strings, the array ends with null.
-        unsafe {
-            libc::execv(
-                program.as_ptr(),
-                [program.as_ptr(), std::ptr::null()].as_ptr(),
-            )
-        };
-        Err(std::io::Error::last_os_error()).context("execv")
+        crate::process::execute_another()
     })?;
     // It ends without a verdict of ours.
     let _ = child.finish();
     let raw = Raw::of(&file);
-    expect("SET_OWNER", raw.set_owner(), Err(Errno(libc::EBUSY)))?;
-    expect("RESET_OWNER", raw.reset_owner(), Err(Errno(libc::EPERM)))
+    expect_foreign(raw)
 }
 
 fn stopped(ctx: &Ctx) -> Result<()> {

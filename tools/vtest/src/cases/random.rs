@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use anyhow::ensure;
+use anyhow::Context;
 use anyhow::Result;
 
 use self::calls::Calls;
@@ -21,6 +22,7 @@ use crate::errno::Errno;
 use crate::frame::Rng;
 use crate::ioctl;
 use crate::model::Op;
+use crate::process;
 use crate::traffic::expect;
 
 mod calls;
@@ -30,6 +32,9 @@ mod threads;
 
 /// Calls for each of the rounds that were asked for.
 const PER_CYCLE: u32 = 100;
+/// How many further seeds there are, and how long each may take.
+const SEEDS: u64 = 5;
+const LIMIT: Duration = Duration::from_secs(60);
 const PAGE: usize = 4096;
 const MIB: usize = 1 << 20;
 
@@ -37,7 +42,12 @@ pub(super) fn register(table: &mut Table) {
     table.add_long(
         "random::calls_return_what_the_model_says",
         Duration::from_secs(300),
-        model,
+        |ctx| model(ctx, ctx.cycles.saturating_mul(PER_CYCLE)),
+    );
+    table.add_long(
+        "random::shorter_runs_with_other_seeds",
+        Duration::from_secs(300),
+        other_seeds,
     );
     threads::register(table);
 }
@@ -99,7 +109,23 @@ fn set_affinity(set: &libc::cpu_set_t) -> Result<()> {
     Ok(())
 }
 
-fn model(ctx: &Ctx) -> Result<()> {
+/// Seeds that nobody chose: those that follow.
+fn other_seeds(ctx: &Ctx) -> Result<()> {
+    for i in 1..=SEEDS {
+        let ctx = Ctx {
+            seed: ctx.seed.wrapping_add(i),
+            ..ctx.clone()
+        };
+        // Each in a process of its own, as its other process has its descriptors.
+        process::in_child_for(LIMIT, || {
+            model(&ctx, ctx.cycles.saturating_mul(PER_CYCLE) / 10)
+        })
+        .with_context(|| format!("seed {}", ctx.seed))?;
+    }
+    Ok(())
+}
+
+fn model(ctx: &Ctx, calls: u32) -> Result<()> {
     expect("size of a request", size_of::<Request>(), 40)?;
     // On one CPU the device's threads, if they are ours, answer without delay;
     // the last tenth of the calls meets them on all.
@@ -110,7 +136,6 @@ fn model(ctx: &Ctx) -> Result<()> {
     unsafe { libc::CPU_SET(0, &mut one) };
     set_affinity(&one)?;
     let mut rig = Rig::new(ctx)?;
-    let calls = ctx.cycles.saturating_mul(PER_CYCLE);
     let (mut done, mut starts, mut errors) = (0, 0, 0);
     let mut rng = Rng::new(ctx.seed);
     while done < calls {

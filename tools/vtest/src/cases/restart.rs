@@ -21,6 +21,8 @@ use crate::frame::compare;
 use crate::frame::NetHdr;
 use crate::net;
 use crate::poll;
+use crate::ring::Layout;
+use crate::ring::Ring;
 use crate::ring::NO_NOTIFY;
 use crate::tap::Tap;
 use crate::tap::TapOptions;
@@ -54,11 +56,22 @@ pub(super) fn register(table: &mut Table) {
     );
     table.add(
         "restart::undelivered_packets_return_to_the_tap_in_order",
-        |ctx| undelivered(ctx, 5),
+        |ctx| undelivered(ctx, 5, |vmm| vmm.stop_queue(RX)),
     );
     table.add(
         "restart::many_undelivered_packets_return_to_the_tap_in_order",
-        |ctx| undelivered(ctx, 300),
+        |ctx| undelivered(ctx, 300, |vmm| vmm.stop_queue(RX)),
+    );
+    table.add(
+        "restart::undelivered_packets_return_to_the_tap_with_reset_owner",
+        |ctx| {
+            undelivered(ctx, 100, |vmm| {
+                expect("RESET_OWNER", vmm.vhost.raw().reset_owner(), Ok(0))?;
+                expect("SET_OWNER", vmm.vhost.raw().set_owner(), Ok(0))?;
+                vmm.set_features(vmm.features)?;
+                vmm.configure([vmm.rx.used_seen(), vmm.tx.used_seen()])
+            })
+        },
     );
     table.add(
         "restart::undelivered_packets_come_after_the_next_start",
@@ -89,6 +102,11 @@ pub(super) fn register(table: &mut Table) {
         sent_to_deleted,
     );
     table.add("restart::ring_moved_while_stopped_is_used", moved_ring);
+    table.add(
+        "restart::ring_moved_while_running_is_used",
+        moved_while_running,
+    );
+    table.add("restart::used_flags_are_written_at_start", used_flags);
     table.add_long(
         "restart::close_while_running_lets_go_of_the_tap",
         Duration::from_secs(300),
@@ -253,12 +271,12 @@ fn send_without_buffers(vmm: &mut Vmm, count: usize) -> Result<Vec<Vec<u8>>> {
     Ok(frames)
 }
 
-fn undelivered(ctx: &Ctx, count: usize) -> Result<()> {
+fn undelivered(ctx: &Ctx, count: usize, stop: fn(&Vmm) -> Result<()>) -> Result<()> {
     let mut vmm = Setup::new().build(ctx)?;
     vmm.post_rx(1, &[2048])?;
     vmm.check_rx(60)?;
     let frames = send_without_buffers(&mut vmm, count)?;
-    vmm.stop_queue(RX)?;
+    stop(&vmm)?;
     for (i, frame) in frames.iter().enumerate() {
         let Some(packet) = vmm.tap.read()? else {
             bail!("the tap holds {i} of {count} packets");
@@ -270,7 +288,7 @@ fn undelivered(ctx: &Ctx, count: usize) -> Result<()> {
         vmm.tap.read()?.is_none(),
         "the tap holds more than was sent"
     );
-    vmm.start_queue(RX)?;
+    vmm.start()?;
     vmm.check_alive()
 }
 
@@ -562,6 +580,57 @@ fn moved_ring(ctx: &Ctx) -> Result<()> {
         vmm.stop()?;
     }
     Ok(())
+}
+
+/// To a copy of itself; the old place is not touched any more.
+fn moved_while_running(ctx: &Ctx) -> Result<()> {
+    let mut vmm = Setup::new().build(ctx)?;
+    vmm.post_rx(20, &[2048])?;
+    for _ in 0..5 {
+        vmm.check_alive()?;
+        let old = vmm.tx.ring.layout();
+        let image = vmm.tx.ring.used_image(&vmm.mem)?;
+        let new = Layout::alloc(&vmm.mem, old.size)?;
+        let n = usize::from(old.size);
+        for (from, to, len) in [
+            (old.desc, new.desc, 16 * n),
+            (old.avail, new.avail, 6 + 2 * n),
+            (old.used, new.used, 6 + 8 * n),
+        ] {
+            vmm.mem.write(to, &vmm.mem.read(from, len)?)?;
+        }
+        vmm.tx.ring = Ring::new(&vmm.mem, new)?;
+        let addr = vmm.vring_addr(TX)?;
+        let seen = vmm.vhost.raw().set_vring_addr(&addr);
+        expect("SET_VRING_ADDR", seen, Ok(0))?;
+        vmm.tx.kick()?;
+        vmm.check_alive()?;
+        let now = vmm.mem.read(old.used, image.len())?;
+        compare("the old used ring", &now, &image)?;
+    }
+    Ok(())
+}
+
+/// What they were when the queue stopped, whatever is there by now.
+fn used_flags(ctx: &Ctx) -> Result<()> {
+    let mut vmm = Setup::new().build(ctx)?;
+    vmm.post_rx(20, &[2048])?;
+    vmm.check_alive()?;
+    vmm.stop()?;
+    for index in [RX, TX] {
+        let at = vmm.queue(index).ring.layout().used;
+        let before = vmm.queue(index).ring.used_flags();
+        vmm.mem.write(at, &0xabcdu16.to_le_bytes())?;
+        vmm.start_queue(index)?;
+        let after = vmm.queue(index).ring.used_flags();
+        match index {
+            // It has buffers, and no packet.
+            RX => expect("flags of RX", after, before)?,
+            // It looks for packets, and asks for kicks again.
+            _ => ensure!(after <= NO_NOTIFY, "flags of TX: {after:#x}"),
+        }
+    }
+    vmm.check_alive()
 }
 
 fn close_running(ctx: &Ctx) -> Result<()> {

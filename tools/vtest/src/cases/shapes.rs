@@ -15,6 +15,7 @@ use crate::mem::BOUNDARY;
 use crate::ring::Desc;
 use crate::ring::F_INDIRECT;
 use crate::ring::F_NEXT;
+use crate::ring::F_WRITE;
 use crate::traffic::expect;
 use crate::traffic::Split;
 use crate::virtqueue::Seg;
@@ -85,6 +86,10 @@ pub(super) fn register(table: &mut Table) {
     table.add(
         "shapes::tx_indirect_table_across_regions_and_unaligned",
         tx_table_crossing,
+    );
+    table.add(
+        "shapes::tx_chain_goes_on_behind_an_indirect_table",
+        table_and_more,
     );
     table.add(
         "shapes::tx_indirect_without_the_feature_is_followed",
@@ -327,6 +332,37 @@ fn send_by_table(vmm: &mut Vmm, table: u64, pieces: usize) -> Result<()> {
         .with_context(|| format!("table at {table:#x}"))?;
     vmm.tx.wait_used()?;
     Ok(())
+}
+
+/// The table's descriptor has a next one, and a flag that means nothing there.
+fn table_and_more(ctx: &Ctx) -> Result<()> {
+    let mut vmm = Setup::new()
+        .features(MODERN | feature::INDIRECT_DESC)
+        .build(ctx)?;
+    vmm.tx.set_indirect(false);
+    for more in [0, F_WRITE] {
+        let frame = vmm.tx_frames.plain(100);
+        let segs = vmm.tx_segs(&NetHdr::default(), &frame, &Split::HeaderPlus(20))?;
+        let desc = |seg: &Seg| Desc {
+            addr: seg.addr,
+            len: seg.len,
+            flags: 0,
+            next: 0,
+        };
+        let table = vmm.mem.alloc(16, 16)?;
+        vmm.mem.write(table, &desc(&segs[0]).bytes())?;
+        let outer = Desc {
+            addr: table,
+            len: 16,
+            flags: F_INDIRECT | more,
+            next: 0,
+        };
+        vmm.tx.add_descs(&[outer, desc(&segs[1])], segs)?;
+        vmm.tx.flush()?;
+        vmm.expect_on_wire(&frame)?;
+        vmm.tx.wait_used()?;
+    }
+    vmm.check_quiet()
 }
 
 fn tx_table_crossing(ctx: &Ctx) -> Result<()> {

@@ -445,7 +445,8 @@ fn backends(ctx: &Ctx) -> Result<()> {
     expect("packet socket", raw.set_backend(1, wire.as_raw_fd()), Ok(0))?;
     shown("tx", "packet", Some("shown"))?;
     vmm.stop_queue(TX)?;
-    let macvtap = Tap::open_macvtap(
+    let macvtap = Tap::open_vtap(
+        crate::net::Vtap::Mac,
         "above",
         "shown",
         &TapOptions {

@@ -4,6 +4,7 @@
 //! stops and ends them.
 
 use std::fs;
+use std::mem::size_of;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -13,8 +14,10 @@ use anyhow::Result;
 use vhost::VhostBackend;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::processes::expect_foreign;
 use super::processes::threads;
 use super::processes::threads_named;
+use super::processes::Cgroup;
 use crate::better;
 use crate::case::Ctx;
 use crate::case::Module;
@@ -68,7 +71,19 @@ pub(super) fn register(table: &mut Table) {
             format!("worker::owner_stopped_and_continued_with_{name}_threads"),
             move |ctx| stopped(ctx, fork),
         );
+        table.add(
+            format!("worker::owner_frozen_and_thawed_with_{name}_threads"),
+            move |ctx| frozen(ctx, fork),
+        );
     }
+    table.add("worker::owners_threads_nice_and_cpus", |ctx| {
+        inherited(ctx, OWNER, true)
+    });
+    table.add_better(
+        "worker::kernel_threads_nice_and_cpus",
+        better::KERNEL_SCHED,
+        |ctx| inherited(ctx, KERNEL, ctx.module == Module::Rust),
+    );
     table.add("worker::at_the_limit_owners_threads_are_enomem", |ctx| {
         limit(ctx, Some(OWNER), ENOMEM)
     });
@@ -283,6 +298,64 @@ fn stopped(ctx: &Ctx, fork: u8) -> Result<()> {
     there.owner.finish()
 }
 
+/// A control group of its own, with all that is made for it, stands still.
+fn frozen(ctx: &Ctx, fork: u8) -> Result<()> {
+    let cgroup = Cgroup::enter()?;
+    let there = Elsewhere::new(ctx, fork)?;
+    cgroup.leave()?;
+    there.send()?;
+    expect("delivered", there.delivers(poll::PATIENCE)?, true)?;
+    cgroup.freeze(true)?;
+    there.owner.wait_frozen()?;
+    there.send()?;
+    let limit = if fork == OWNER {
+        MOMENT
+    } else {
+        poll::PATIENCE
+    };
+    let delivered = there.delivers(limit)?;
+    cgroup.freeze(false)?;
+    expect("delivered while frozen", delivered, fork == KERNEL)?;
+    if fork == OWNER {
+        expect("delivered then", there.delivers(poll::PATIENCE)?, true)?;
+    }
+    there.owner.finish()
+}
+
+/// Whether the device's threads have both from the owner.
+fn inherited(ctx: &Ctx, fork: u8, wanted: bool) -> Result<()> {
+    crate::process::in_child(|| {
+        // SAFETY: All zeroes are an empty set, which has room for CPU 0.
+        let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        // SAFETY: As above; the other calls read the set, or have no pointers.
+        let rc = unsafe {
+            libc::CPU_SET(0, &mut set);
+            libc::setpriority(libc::PRIO_PROCESS, 0, 5)
+                + libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set)
+        };
+        expect("nice and CPUs", rc, 0)?;
+        let _device = owned(ctx, fork)?;
+        let all = threads(&prefix())?;
+        ensure!(!all.is_empty(), "no thread is called {}", prefix());
+        for (name, folder) in all {
+            let stat = fs::read_to_string(folder.join("stat"))?;
+            let behind = stat.rsplit(')').next().unwrap_or("");
+            // The state is the third field, the nice value the nineteenth.
+            let nice = behind.split_whitespace().nth(16);
+            let same = if wanted { "5" } else { "0" };
+            expect(&format!("nice of {name}"), nice, Some(same))?;
+            let status = fs::read_to_string(folder.join("status"))?;
+            let cpus = status
+                .lines()
+                .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))
+                .context("no list of CPUs")?;
+            let bound = cpus.trim() == "0";
+            expect(&format!("{name} is bound"), bound, wanted)?;
+        }
+        Ok(())
+    })
+}
+
 fn killed(ctx: &Ctx, fork: u8) -> Result<()> {
     let there = Elsewhere::new(ctx, fork)?;
     there.send()?;
@@ -297,12 +370,9 @@ fn killed(ctx: &Ctx, fork: u8) -> Result<()> {
     };
     expect("delivered then", there.delivers(limit)?, fork == KERNEL)?;
     let raw = Raw::of(&there.copy);
-    expect("SET_OWNER", raw.set_owner(), Err(Errno(libc::EBUSY)))?;
-    expect("RESET_OWNER", raw.reset_owner(), Err(Errno(libc::EPERM)))?;
+    expect_foreign(raw)?;
     drop(there.copy);
-    poll::wait_for("the interface to go", || {
-        Ok(net::index("vt0").is_err().then_some(()))
-    })
+    net::wait_gone("vt0")
 }
 
 fn executes(ctx: &Ctx, fork: u8) -> Result<()> {
@@ -319,25 +389,14 @@ fn executes(ctx: &Ctx, fork: u8) -> Result<()> {
         for _ in 0..50 {
             vmm.send_rx(500)?;
         }
-        let program = c"/bin/true";
-        // SAFETY: The arguments are valid C strings, the array ends with null.
-        unsafe {
-            libc::execv(
-                program.as_ptr(),
-                [program.as_ptr(), std::ptr::null()].as_ptr(),
-            )
-        };
-        Err(std::io::Error::last_os_error()).context("execv")
+        crate::process::execute_another()
     })?;
     // It ends without a verdict of ours, but it ends.
     let _ = child.finish();
     let raw = Raw::of(&copy);
-    expect("SET_OWNER", raw.set_owner(), Err(Errno(libc::EBUSY)))?;
-    expect("RESET_OWNER", raw.reset_owner(), Err(Errno(libc::EPERM)))?;
+    expect_foreign(raw)?;
     drop(copy);
-    poll::wait_for("the interface to go", || {
-        Ok(net::index("vt0").is_err().then_some(()))
-    })
+    net::wait_gone("vt0")
 }
 
 /// SET_OWNER by a user who may not have another process.
