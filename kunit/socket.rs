@@ -55,8 +55,7 @@ mod tests {
 
     #[test]
     fn tap_is_unlimited_until_told_otherwise() -> Result {
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         assert!(queue.socket().is_unlimited());
         tap.set(TUNSETSNDBUF, 4096)?;
         assert!(!queue.socket().is_unlimited());
@@ -67,8 +66,7 @@ mod tests {
     fn packet_is_sent_from_user_memory_without_what_is_skipped() -> Result {
         let (mm, at) = map(1)?;
         let mut user = mm.as_current().ok_or(EINVAL)?;
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         assert_eq!(user.write(at.at(15), &FRAME), Ok(()));
         let segs = [
             Seg { at, len: 40 },
@@ -90,8 +88,7 @@ mod tests {
     fn packet_that_cannot_be_read_is_not_sent() -> Result {
         let (mm, at) = map(2)?;
         let mut user = mm.as_current().ok_or(EINVAL)?;
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         // Nothing is mapped after that, which could take its place.
         unmap(at.at(PAGE))?;
         let segs = [Seg {
@@ -108,8 +105,7 @@ mod tests {
     fn sender_is_told_when_the_buffer_is_full_and_may_go_on_later() -> Result {
         let (mm, at) = map(1)?;
         let mut user = mm.as_current().ok_or(EINVAL)?;
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         tap.set(TUNSETSNDBUF, 8192)?;
         assert_eq!(user.write(at.at(10), &FRAME), Ok(()));
         let segs = [Seg { at, len: 80 }];
@@ -226,8 +222,7 @@ mod tests {
     fn packet_socket_sends_through_its_device() -> Result {
         let (mm, at) = map(1)?;
         let mut user = mm.as_current().ok_or(EINVAL)?;
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         let fd = tap.packet_socket()?;
         let socket = Socket::packet(fd.file()?).map_err(|_| EINVAL)?;
         assert_eq!(user.write(at, &FRAME), Ok(()));

@@ -25,6 +25,7 @@ use crate::{
         file::FileRef,
         kthread,
         mm::OwnerMm,
+        tun::TapQueue,
         wait::{
             Bell,
             WaitQueue, //
@@ -397,6 +398,13 @@ impl Tap {
         let fd = Fd::new(unsafe { rvk_tap() })?;
         // It is closed with the rest of the TAP.
         Ok(Self(ManuallyDrop::new(fd)))
+    }
+
+    /// A TAP with its queue.
+    pub(crate) fn with_queue() -> Result<(Self, TapQueue)> {
+        let tap = Self::new()?;
+        let queue = TapQueue::of(tap.file()?)?;
+        Ok((tap, queue))
     }
 
     pub(crate) fn file(&self) -> Result<FileRef> {

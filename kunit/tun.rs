@@ -86,8 +86,7 @@ mod tests {
 
     #[test]
     fn packets_come_in_order_and_go_back_in_order() -> Result {
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         assert!(queue.is_empty());
         for i in 0..5 {
             tap.push(frame(i))?;
@@ -117,8 +116,7 @@ mod tests {
 
     #[test]
     fn ring_is_emptied_batch_by_batch() -> Result {
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         for i in 0..RING_BATCH + 3 {
             tap.push(frame(i))?;
         }
@@ -139,8 +137,7 @@ mod tests {
 
     #[test]
     fn ring_that_filled_up_meanwhile_takes_back_what_it_can() -> Result {
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         for _ in 0..3 {
             for i in 0..1200 {
                 tap.push(frame(i))?;
@@ -171,8 +168,7 @@ mod tests {
 
     #[test]
     fn packets_count_as_sent_when_they_are_taken() -> Result {
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         let before = tap.sent_packets();
         for i in 0..3 {
             tap.push(frame(i))?;
@@ -186,8 +182,7 @@ mod tests {
 
     #[test]
     fn plain_packet_has_a_plain_header() -> Result {
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         tap.push(&PATTERN)?;
         let mut packets = receive(&queue)?;
         let view = look(&mut packets, false).ok_or(EINVAL)?;
@@ -205,8 +200,7 @@ mod tests {
     #[test]
     fn header_tells_of_checksum_and_segmentation() -> Result {
         const GSO_TCPV4: u32 = 1;
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         tap.inject(
             &BYTES[1],
             &How {
@@ -230,8 +224,7 @@ mod tests {
     #[test]
     fn packet_no_header_can_describe_has_none() -> Result {
         const GSO_ESP: u32 = 1 << 15;
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         tap.inject(
             &PATTERN,
             &How {
@@ -258,8 +251,7 @@ mod tests {
     fn packet_is_copied_behind_the_header_and_not_beyond_its_end() -> Result {
         let (mm, at) = map(1)?;
         let mut user = mm.as_current().ok_or(EINVAL)?;
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         tap.push(&PATTERN)?;
         let mut packets = receive(&queue)?;
         let view = look(&mut packets, false).ok_or(EINVAL)?;
@@ -289,8 +281,7 @@ mod tests {
     fn packet_in_several_pieces_is_copied_whole() -> Result {
         let (mm, at) = map(1)?;
         let mut user = mm.as_current().ok_or(EINVAL)?;
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         tap.inject(
             &PATTERN,
             &How {
@@ -312,8 +303,7 @@ mod tests {
     fn vlan_tag_is_put_into_the_frame() -> Result {
         let (mm, at) = map(1)?;
         let mut user = mm.as_current().ok_or(EINVAL)?;
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         tap.inject(
             &PATTERN,
             &How {
@@ -344,8 +334,7 @@ mod tests {
     fn xdp_frame_is_a_packet_with_an_empty_header() -> Result {
         let (mm, at) = map(1)?;
         let mut user = mm.as_current().ok_or(EINVAL)?;
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         tap.push(&BYTES[0][..60])?;
         tap.inject(
             &PATTERN,
@@ -376,8 +365,7 @@ mod tests {
     fn copy_that_is_not_whole_fails() -> Result {
         let (mm, at) = map(2)?;
         let mut user = mm.as_current().ok_or(EINVAL)?;
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         // Nothing is mapped after that, which could take its place.
         unmap(at.at(PAGE))?;
         for kind in 0..4 {
@@ -412,8 +400,7 @@ mod tests {
 
     #[test]
     fn queue_outlives_the_descriptor() -> Result {
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         tap.push(frame(0))?;
         drop(tap);
         let mut packets = Packets::new()?;

@@ -52,6 +52,16 @@ mod tests {
         Ok(packet.len)
     }
 
+    /// A packet of `len` bytes, 10 of them its header.
+    fn packet<'a>(segs: &'a [Seg], len: usize) -> Source<'a> {
+        Source {
+            segs,
+            skip: 0,
+            len,
+            header: 10,
+        }
+    }
+
     /// Adds a packet and fills the batch.
     fn add_packet(
         batch: &mut TxBatch,
@@ -99,8 +109,7 @@ mod tests {
     fn longest_packet_goes_through_and_a_longer_one_is_refused() -> Result {
         let (mm, at) = map(1)?;
         let mut user = mm.as_current().ok_or(EINVAL)?;
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         let len = longest(10, false)?;
         assert_eq!(user.write(at.at(len as u64 - 4), &[1, 2, 3, 4]), Ok(()));
         let mut batch = TxBatch::new()?;
@@ -120,8 +129,7 @@ mod tests {
     fn frame_reaches_the_stack_gathered_and_without_its_header() -> Result {
         let (mm, at) = map(2)?;
         let mut user = mm.as_current().ok_or(EINVAL)?;
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         for i in 0..70u8 {
             assert_eq!(user.write(at.at(3 * u64::from(i)), &[i]), Ok(()));
         }
@@ -167,16 +175,10 @@ mod tests {
     fn device_sees_the_header_as_it_was_fixed() -> Result {
         let (mm, at) = map(1)?;
         let mut user = mm.as_current().ok_or(EINVAL)?;
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         assert_eq!(user.write(at, &[0; 10]), Ok(()));
         let segs = [Seg { at, len: 110 }];
-        let packet = Source {
-            segs: &segs,
-            skip: 0,
-            len: 110,
-            header: 10,
-        };
+        let packet = packet(&segs, 110);
         let mut batch = TxBatch::new()?;
         let added = add_packet(&mut batch, &mut user, &packet, |base| {
             // A checksum at offset 16 of what begins at 34.
@@ -229,8 +231,7 @@ mod tests {
     fn headers_of_12_and_24_bytes_are_stripped_as_well() -> Result {
         let (mm, at) = map(1)?;
         let mut user = mm.as_current().ok_or(EINVAL)?;
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         let mut batch = TxBatch::new()?;
         for header in [12, 24] {
             tap.set(TUNSETVNETHDRSZ, header)?;
@@ -251,8 +252,7 @@ mod tests {
     fn full_batch_takes_no_more_and_arrives_whole() -> Result {
         let (mm, at) = map(1)?;
         let mut user = mm.as_current().ok_or(EINVAL)?;
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         let mut batch = TxBatch::new()?;
         for round in 0..3u8 {
             for i in 0..BATCH as u8 {
@@ -280,8 +280,7 @@ mod tests {
     fn packets_that_cannot_be_copied_do_not_hold_up_the_others() -> Result {
         let (mm, at) = map(1)?;
         let mut user = mm.as_current().ok_or(EINVAL)?;
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         // Whatever their length, and however many pieces they are in.
         let good = [Seg { at, len: 70 }];
         let long = [Seg { at, len: 1000 }];
@@ -302,12 +301,7 @@ mod tests {
                     (_, 2) => (&pieces, 200),
                     (_, _) => (&good, 70),
                 };
-                let packet = Source {
-                    segs,
-                    skip: 0,
-                    len,
-                    header: 10,
-                };
+                let packet = packet(segs, len);
                 assert_eq!(batch.add(&mut user, &packet, false), Ok(()));
             }
             let (mut fixed, mut faults) = (0, 0);
@@ -335,16 +329,10 @@ mod tests {
     fn packets_added_and_not_filled_are_freed() -> Result {
         let (mm, at) = map(1)?;
         let mut user = mm.as_current().ok_or(EINVAL)?;
-        let tap = Tap::new()?;
-        let queue = TapQueue::of(tap.file()?)?;
+        let (tap, queue) = Tap::with_queue()?;
         let before = free_pages();
         let segs = [Seg { at, len: 1500 }];
-        let packet = Source {
-            segs: &segs,
-            skip: 0,
-            len: 1500,
-            header: 10,
-        };
+        let packet = packet(&segs, 1500);
         for _ in 0..200 {
             let mut batch = TxBatch::new()?;
             for _ in 0..BATCH {
@@ -366,12 +354,7 @@ mod tests {
         assert_eq!(add(&mut batch, &mut user, at, 1500, 10), Ok(()));
         let before = free_pages();
         let segs = [Seg { at, len: 1500 }];
-        let packet = Source {
-            segs: &segs,
-            skip: 0,
-            len: 1500,
-            header: 10,
-        };
+        let packet = packet(&segs, 1500);
         let short = Source {
             len: 1501,
             ..packet
