@@ -329,7 +329,7 @@ mod tests {
     fn packets_added_and_not_filled_are_freed() -> Result {
         let (mm, at) = map(1)?;
         let mut user = mm.as_current().ok_or(EINVAL)?;
-        let (tap, queue) = Tap::with_queue()?;
+        let (_tap, queue) = Tap::with_queue()?;
         let before = free_pages();
         let segs = [Seg { at, len: 1500 }];
         let packet = packet(&segs, 1500);
