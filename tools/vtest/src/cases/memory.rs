@@ -182,12 +182,27 @@ fn remapped(ctx: &Ctx) -> Result<()> {
 }
 
 /// A part of the ring cannot be read, and can again.
-fn ring_gone(ctx: &Ctx, part: fn(&Vmm) -> u64) -> Result<()> {
+/// A machine whose TX looks at nothing until it is kicked: what it looked at
+/// last could not be read.
+fn stalled(ctx: &Ctx) -> Result<Vmm> {
     // Rings of a page at least, so that nothing else goes with one.
     let mut vmm = Setup::new().size(2048).build(ctx)?;
     vmm.check_tx(60, &Split::Whole)?;
-    vmm.fence(TX)?;
+    let page = vmm.tx.ring.layout().avail / PAGE * PAGE;
+    vmm.mem.protect(page, PAGE, Access::None)?;
+    let kicked = vmm.tx.kick();
+    let err = poll::wait_signal(&vmm.tx.err, "err");
+    let fence = vmm.fence(TX);
+    vmm.mem.protect(page, PAGE, Access::ReadWrite)?;
+    kicked?;
+    err?;
+    fence?;
     poll::take_signals(&vmm.tx.err);
+    Ok(vmm)
+}
+
+fn ring_gone(ctx: &Ctx, part: fn(&Vmm) -> u64) -> Result<()> {
+    let mut vmm = stalled(ctx)?;
     let frame = vmm.tx_frames.plain(60);
     vmm.queue_tx(&NetHdr::default(), &frame, &Split::Whole)?;
     vmm.tx.publish();
@@ -209,10 +224,7 @@ fn ring_gone(ctx: &Ctx, part: fn(&Vmm) -> u64) -> Result<()> {
 /// What becomes of the chain is not the same in C and here; that err comes,
 /// and that a new start makes all well again, is.
 fn used_gone(ctx: &Ctx) -> Result<()> {
-    let mut vmm = Setup::new().size(2048).build(ctx)?;
-    vmm.check_tx(60, &Split::Whole)?;
-    vmm.fence(TX)?;
-    poll::take_signals(&vmm.tx.err);
+    let mut vmm = stalled(ctx)?;
     let frame = vmm.tx_frames.plain(60);
     vmm.queue_tx(&NetHdr::default(), &frame, &Split::Whole)?;
     vmm.tx.publish();
