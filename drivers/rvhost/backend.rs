@@ -6,24 +6,38 @@ use kernel::{
     sync::Arc, //
 };
 
-use crate::kext::{
-    errno,
-    file::FileRef,
-    poll::{
-        ready,
-        PollHook, //
+use crate::{
+    kext::{
+        errno,
+        file::FileRef,
+        poll::{
+            ready,
+            PollHook, //
+        },
+        port::{
+            Port,
+            PortQueue, //
+        },
+        socket::Socket,
+        tun::TapQueue,
+        usermem::UserMem,
+        wait::Bell,
+        xdp::TxBatch, //
     },
-    socket::Socket,
-    tun::TapQueue,
-    wait::Bell, //
+    stats::Place,
+    vcore::addr::Seg, //
 };
 
-/// What a file descriptor stands for.
+/// Where packets come from or go to.
 pub(crate) enum Endpoint {
     /// A TAP or MacVTap queue: packets in a ring, and batches of them out.
     Tap(TapQueue),
     /// A raw packet socket: packets one by one.
     Packet(Socket),
+    /// What a network device receives for this queue.
+    Inlet(PortQueue),
+    /// A network device that transmits.
+    Outlet(Port),
 }
 
 impl Endpoint {
@@ -36,12 +50,80 @@ impl Endpoint {
         }
     }
 
+    /// What it is called to whoever looks.
+    pub(crate) fn place(&self) -> Place {
+        match self {
+            Self::Tap(tap) => Place::File(tap.socket().file().clone()),
+            Self::Packet(socket) => Place::File(socket.file().clone()),
+            Self::Inlet(queue) => Place::Netdev(queue.port().clone()),
+            Self::Outlet(port) => Place::Netdev(port.clone()),
+        }
+    }
+
     /// The socket for packets that go alone.
     #[inline]
-    pub(crate) fn socket(&self) -> &Socket {
+    fn socket(&self) -> Option<&Socket> {
         match self {
-            Self::Tap(tap) => tap.socket(),
-            Self::Packet(socket) => socket,
+            Self::Tap(tap) => Some(tap.socket()),
+            Self::Packet(socket) => Some(socket),
+            Self::Inlet(_) | Self::Outlet(_) => None,
+        }
+    }
+
+    /// Whether it wants room for an XDP program in front of packets.
+    #[inline]
+    pub(crate) fn wants_headroom(&self) -> bool {
+        self.socket().is_some_and(Socket::wants_headroom)
+    }
+
+    /// Whether it never asks to wait.
+    #[inline]
+    pub(crate) fn is_unlimited(&self) -> bool {
+        self.socket().is_none_or(Socket::is_unlimited)
+    }
+
+    /// Whether it takes packets in batches.
+    #[inline]
+    pub(crate) fn takes_batches(&self) -> bool {
+        matches!(self, Self::Tap(_) | Self::Outlet(_)) && self.is_unlimited()
+    }
+
+    /// Hands a batch of packets over and empties it. Their headers are `tunnel` ones, or not. Returns
+    /// how many it refused, as far as it says so.
+    ///
+    /// # Errors
+    ///
+    /// `EBADFD` if the device is gone; the packets are freed.
+    #[inline]
+    pub(crate) fn send_batch(&self, batch: &mut TxBatch, tunnel: bool) -> Result<u32> {
+        match self {
+            Self::Tap(tap) => tap.send_batch(batch, tunnel).map(|()| 0),
+            Self::Outlet(port) => port.send_batch(batch),
+            Self::Packet(_) | Self::Inlet(_) => Ok(0),
+        }
+    }
+
+    /// Sends one packet: the `len` bytes at offset `skip` of `segs`, of which the first `header` are
+    /// its header.
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` if it must wait; anything else means that the packet is lost.
+    pub(crate) fn send(
+        &self,
+        user: &mut UserMem<'_>,
+        segs: &[Seg],
+        (skip, len): (usize, usize),
+        header: usize,
+        more: bool,
+    ) -> Result {
+        match self {
+            Self::Tap(_) | Self::Packet(_) => {
+                let socket = self.socket().ok_or(EINVAL)?;
+                socket.send(user, segs, skip, len, more && !socket.is_unlimited())
+            }
+            Self::Outlet(port) => port.send(user, segs, skip, len, header),
+            Self::Inlet(_) => Err(EINVAL),
         }
     }
 
@@ -51,20 +133,26 @@ impl Endpoint {
         match self {
             Self::Tap(tap) => tap.is_empty(),
             Self::Packet(socket) => socket.peek().is_none(),
+            Self::Inlet(queue) => queue.is_empty(),
+            Self::Outlet(_) => true,
         }
     }
 }
 
 impl PartialEq for Endpoint {
     fn eq(&self, other: &Self) -> bool {
-        self.socket().file() == other.socket().file()
+        match (self.socket(), other.socket()) {
+            (Some(one), Some(two)) => one.file() == two.file(),
+            _ => false,
+        }
     }
 }
 
 /// An endpoint, and how to hear that it is ready.
 pub(crate) struct Backend {
     pub(crate) endpoint: Endpoint,
-    pub(crate) hook: Pin<KBox<PollHook>>,
+    /// A network device's queue says so itself.
+    hook: Option<Pin<KBox<PollHook>>>,
 }
 
 impl Backend {
@@ -74,13 +162,36 @@ impl Backend {
     ///
     /// `EINVAL` if the endpoint has no device.
     pub(crate) fn new(endpoint: Endpoint, mask: u32, bell: Arc<Bell>, event: u32) -> Result<Self> {
-        let file = endpoint.socket().file().clone();
-        let mut hook = PollHook::once(file, mask, bell, event)?;
-        let state = hook.as_mut().hook();
-        hook.as_mut().unhook();
-        if state & ready::ERR != 0 {
-            return Err(EINVAL);
-        }
+        let hook = match endpoint.socket() {
+            Some(socket) => {
+                let mut hook = PollHook::once(socket.file().clone(), mask, bell, event)?;
+                let state = hook.as_mut().hook();
+                hook.as_mut().unhook();
+                if state & ready::ERR != 0 {
+                    return Err(EINVAL);
+                }
+                Some(hook)
+            }
+            None => None,
+        };
         Ok(Self { endpoint, hook })
+    }
+
+    /// Has the bell rung when it is ready next. Returns whether it is ready already.
+    pub(crate) fn listen(&mut self) -> bool {
+        match (&mut self.hook, &self.endpoint) {
+            (Some(hook), _) => hook.as_mut().hook_and_look(),
+            (None, Endpoint::Inlet(queue)) => queue.want(),
+            (None, _) => false,
+        }
+    }
+
+    /// Does not listen any more.
+    pub(crate) fn ignore(&mut self) {
+        match (&mut self.hook, &self.endpoint) {
+            (Some(hook), _) => hook.as_mut().unhook(),
+            (None, Endpoint::Inlet(queue)) => queue.want_none(),
+            (None, _) => {}
+        }
     }
 }

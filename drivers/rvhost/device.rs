@@ -31,6 +31,10 @@ use crate::{
         },
         mm::OwnerMm,
         param,
+        port::{
+            Port,
+            Wanted, //
+        },
         trace,
         usermem::in_user_range, //
     },
@@ -51,7 +55,8 @@ use crate::{
         Addresses,
         Direction,
         Running,
-        Virtqueue, //
+        Virtqueue,
+        BACKEND, //
     },
     worker::{
         Kind,
@@ -119,6 +124,8 @@ pub(crate) struct Owner {
 pub(crate) struct Queue {
     place: Place,
     worker: Worker,
+    /// What it runs on, if that is a port.
+    port: Option<Port>,
 }
 
 /// Where a virtqueue is.
@@ -393,6 +400,7 @@ impl Device {
         let queue = Queue {
             place: Place::Stopped(vq),
             worker,
+            port: None,
         };
         Ok((queue, stats))
     }
@@ -463,7 +471,35 @@ impl Owner {
             -1 => None,
             fd => Some(Endpoint::get(fd)?),
         };
-        queue.set_backend(&self.mm, endpoint)
+        queue.set_backend(&self.mm, endpoint, None)
+    }
+
+    /// `RVHOST_NET_SET_NETDEV`: runs both queues on a network device.
+    pub(crate) fn set_netdev(&self, wanted: &Wanted) -> Result {
+        let (mut rx, mut tx) = (self.rx.lock()?, self.tx.lock()?);
+        for queue in [&mut *rx, &mut *tx] {
+            if !queue.with(|vq| vq.access_ok())? {
+                return Err(EFAULT);
+            }
+        }
+        // The same queue of the port may be wanted again.
+        rx.set_backend(&self.mm, None, None)?;
+        tx.set_backend(&self.mm, None, None)?;
+        let bell = rx.worker.handoff().bell().clone();
+        let inlet = Port::bind(wanted, self.mm.number(), bell, BACKEND)?;
+        let port = inlet.port().clone();
+        let outlet = Endpoint::Outlet(port.clone());
+        rx.set_backend(&self.mm, Some(Endpoint::Inlet(inlet)), Some(port.clone()))?;
+        if let Err(e) = tx.set_backend(&self.mm, Some(outlet), Some(port)) {
+            rx.set_backend(&self.mm, None, None)?;
+            return Err(e);
+        }
+        Ok(())
+    }
+
+    /// The port that the queues run on.
+    pub(crate) fn port(&self) -> Result<Port> {
+        self.rx.lock()?.port.clone().ok_or_else(errno::enotconn)
     }
 }
 
@@ -507,10 +543,16 @@ impl Queue {
         if let Some(running) = self.worker.end() {
             drop(running.stop());
         }
+        self.port = None;
         self.place = Place::Gone;
     }
 
-    fn set_backend(&mut self, mm: &OwnerMm, endpoint: Option<Endpoint>) -> Result {
+    fn set_backend(
+        &mut self,
+        mm: &OwnerMm,
+        endpoint: Option<Endpoint>,
+        port: Option<Port>,
+    ) -> Result {
         let mut user = mm.as_current().ok_or(EPERM)?;
         let mut running = match &self.place {
             Place::Running => Some(self.worker.handoff().take()?),
@@ -544,10 +586,12 @@ impl Queue {
         };
         let Some(endpoint) = endpoint else {
             self.place = Place::Stopped(vq);
+            self.port = None;
             return Ok(());
         };
         match (vq.prepare(&mut user, endpoint), old) {
             (Ok(new), _) => {
+                self.port = port;
                 self.resume(vq.run_on(new));
                 Ok(())
             }

@@ -29,6 +29,7 @@ use crate::{
         sched, //
     },
     memtable::MemTable,
+    steering,
     vcore::{
         addr::{
             Gpa,
@@ -63,6 +64,12 @@ const GET_FEATURES_ARRAY: u32 = 0x8008af83;
 const SET_FEATURES_ARRAY: u32 = 0x4008af83;
 const SET_FORK_FROM_OWNER: u32 = 0x4001af84;
 const GET_FORK_FROM_OWNER: u32 = 0x8001af85;
+
+// include/uapi/linux/rvhost.h
+const RVHOST_NET_SET_NETDEV: u32 = 0x4020afe0;
+const RVHOST_NET_SET_RSS: u32 = 0x4538afe1;
+const RVHOST_NET_GET_RSS: u32 = 0x8538afe1;
+const RVHOST_NET_REBALANCE: u32 = 0x4004afe2;
 
 /// The one flag of `VHOST_SET_VRING_ADDR`.
 const VRING_F_LOG: u32 = 1;
@@ -104,6 +111,15 @@ pub(crate) fn dispatch(device: &Device, cmd: u32, arg: usize) -> Result<isize> {
         SET_LOG_FD => {
             let owner = device.owner()?;
             device.set_log_event(&owner, optional_fd(arg.get(0)?, EventFd::get)?)?;
+        }
+        RVHOST_NET_SET_NETDEV => device.owner()?.set_netdev(&steering::netdev(arg)?)?,
+        RVHOST_NET_SET_RSS => steering::set_rss(&device.owner()?.port()?, arg)?,
+        RVHOST_NET_GET_RSS => steering::get_rss(&device.owner()?.port()?, arg)?,
+        RVHOST_NET_REBALANCE => {
+            let max: u32 = arg.get(0)?;
+            let moved = device.owner()?.port()?.rebalance(max as usize)?;
+            // At most the entries of a table.
+            return isize::try_from(moved).map_err(|_| EINVAL);
         }
         _ => vring(&*device.owner()?, cmd, arg)?,
     }
@@ -242,7 +258,7 @@ fn optional_fd<T>(fd: u32, get: impl FnOnce(i32) -> Result<T>) -> Result<Option<
 
 /// The argument of an ioctl: an address in the caller's memory.
 #[derive(Clone, Copy)]
-struct Arg(usize);
+pub(crate) struct Arg(usize);
 
 impl Arg {
     fn slice(self, offset: u64, len: usize) -> UserSlice {
@@ -254,11 +270,11 @@ impl Arg {
         )
     }
 
-    fn get<T: FromBytes>(self, offset: u64) -> Result<T> {
+    pub(crate) fn get<T: FromBytes>(self, offset: u64) -> Result<T> {
         self.slice(offset, size_of::<T>()).reader().read()
     }
 
-    fn put<T: AsBytes>(self, offset: u64, value: &T) -> Result {
+    pub(crate) fn put<T: AsBytes>(self, offset: u64, value: &T) -> Result {
         self.slice(offset, size_of::<T>()).writer().write(value)
     }
 }

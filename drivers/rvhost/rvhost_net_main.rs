@@ -16,6 +16,7 @@ mod message;
 mod ring;
 mod rx;
 mod stats;
+mod steering;
 mod trace;
 mod tx;
 #[path = "../../rust/vcore/mod.rs"]

@@ -57,6 +57,8 @@ pub(crate) struct Rx {
     /// Packets taken ahead of the buffers.
     packets: Packets,
     used: KVec<UsedElem>,
+    /// The owner knows that the device is gone.
+    told_gone: bool,
 }
 
 /// Where a packet goes: to some of the chains that were taken.
@@ -132,6 +134,7 @@ impl Rx {
             chains: chains(MAX_CHAINS, MAX_SEGMENTS)?,
             packets: Packets::new()?,
             used: KVec::from_elem([0; USED_BYTES], MAX_TAKE, GFP_KERNEL)?,
+            told_gone: false,
         })
     }
 
@@ -143,8 +146,11 @@ impl Rx {
 
     /// Gives the packets taken ahead back to the backend.
     pub(crate) fn release_packets(&mut self, endpoint: &Endpoint) {
-        if let Endpoint::Tap(tap) = endpoint {
-            tap.put_back(&mut self.packets);
+        self.told_gone = false;
+        match endpoint {
+            Endpoint::Tap(tap) => tap.put_back(&mut self.packets),
+            Endpoint::Inlet(queue) => queue.put_back(&mut self.packets),
+            Endpoint::Packet(_) | Endpoint::Outlet(_) => {}
         }
     }
 
@@ -158,8 +164,8 @@ impl Rx {
         ring.suppress(user);
         let mut sum = Sum::default();
         let next = match endpoint {
-            Endpoint::Tap(tap) => {
-                if self.packets.is_empty() && tap.receive(&mut self.packets) == 0 {
+            Endpoint::Tap(_) | Endpoint::Inlet(_) => {
+                if self.packets.is_empty() && self.receive(ring, endpoint) == 0 {
                     // What a missing mapping kept from being published before.
                     ring.flush(user, self.chains.is_empty());
                     return Next::AwaitBackend;
@@ -168,13 +174,31 @@ impl Rx {
                 self.deliver_taken(ring, user, &mut sum)
             }
             Endpoint::Packet(socket) => self.deliver_queued(ring, user, socket, &mut sum),
+            Endpoint::Outlet(_) => Next::AwaitBackend,
         };
         ring.flush(user, self.chains.is_empty());
         ring.passed(sum.packets, sum.bytes);
         next
     }
 
-    /// Delivers packets that were taken from a TAP's ring.
+    /// Takes packets from the backend's ring. Returns how many.
+    #[inline]
+    fn receive(&mut self, ring: &Ring, endpoint: &Endpoint) -> usize {
+        match endpoint {
+            Endpoint::Tap(tap) => tap.receive(&mut self.packets),
+            Endpoint::Inlet(queue) => {
+                let taken = queue.receive(&mut self.packets);
+                if taken == 0 && !self.told_gone && queue.port().is_gone() {
+                    self.told_gone = true;
+                    ring.fail(Problem::NoBackend);
+                }
+                taken
+            }
+            Endpoint::Packet(_) | Endpoint::Outlet(_) => 0,
+        }
+    }
+
+    /// Delivers packets that were taken from a ring.
     fn deliver_taken(&mut self, ring: &mut Ring, user: &mut UserMem<'_>, sum: &mut Sum) -> Next {
         while !self.packets.is_empty() {
             let mut plan = Plan::default();

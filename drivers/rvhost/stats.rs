@@ -19,6 +19,7 @@ use crate::{
         counter::Counter,
         file::FileRef,
         ifname,
+        port::Port,
         wait::Bell, //
     },
     trace::{
@@ -57,9 +58,16 @@ pub(crate) struct Stats {
     memory: Counter,
     /// What it runs on, if it does. Held for moments, and not on the packet path.
     #[pin]
-    backend: SpinLock<Option<FileRef>>,
+    backend: SpinLock<Option<Place>>,
     /// The bell of the queue's thread.
     bell: Arc<Bell>,
+}
+
+/// What a queue runs on.
+#[derive(Clone)]
+pub(crate) enum Place {
+    File(FileRef),
+    Netdev(Port),
 }
 
 /// Events by reason.
@@ -166,7 +174,7 @@ impl Stats {
     }
 
     /// Says that the queue runs, on a ring of `size` entries and on `backend`.
-    pub(crate) fn start(&self, size: u16, backend: FileRef) {
+    pub(crate) fn start(&self, size: u16, backend: Place) {
         self.ring_size.set(size.into());
         let old = self.backend.lock().replace(backend);
         drop(old);
@@ -187,7 +195,12 @@ impl Stats {
             None => "stopped",
         };
         seq_print!(out, "{queue}-state:\t{state}\n");
-        match backend.as_ref().map(ifname::of) {
+        let device = match &backend {
+            None => None,
+            Some(Place::File(file)) => Some(ifname::of(file)),
+            Some(Place::Netdev(port)) => Some(port.device()),
+        };
+        match device {
             None => seq_print!(out, "{queue}-backend:\tnone\n"),
             Some(device) => {
                 seq_print!(out, "{queue}-backend:\t{}\n", device.kind());

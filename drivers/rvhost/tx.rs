@@ -118,8 +118,8 @@ impl Tx {
             Ok(n) => n,
             Err(e) => return Next::Stall(e),
         };
-        let headroom = endpoint.socket().wants_headroom();
-        let batched = endpoint.socket().is_unlimited() && matches!(endpoint, Endpoint::Tap(_));
+        let headroom = endpoint.wants_headroom();
+        let batched = endpoint.takes_batches();
         let (mut done, mut used, mut bytes) = (0, 0, 0);
         while done < taken {
             let Some(&chain) = self.chains.get(done) else {
@@ -241,9 +241,9 @@ impl Tx {
         if self.lend(ring, user, endpoint, i, skip, len) {
             return Sent::Lent;
         }
-        let socket = endpoint.socket();
-        let more = !socket.is_unlimited() && i + 1 < self.chains.len();
-        match socket.send(user, self.chains.segments(i), skip, len, more) {
+        let more = i + 1 < self.chains.len();
+        let segs = self.chains.segments(i);
+        match endpoint.send(user, segs, (skip, len), ring.header.sock, more) {
             Ok(()) => Sent::Done,
             Err(e) if e == EAGAIN => Sent::Full,
             Err(e) if e == errno::ebadfd() => {
@@ -295,16 +295,14 @@ impl Tx {
     /// Hands what was collected to the backend.
     #[inline]
     fn hand_over(&mut self, ring: &Ring, user: &mut UserMem<'_>, endpoint: &Endpoint) {
-        // Batches are made for TAPs only.
-        if let Endpoint::Tap(tap) = endpoint {
-            self.batch.fill(
-                user,
-                |base, len| hdr::cover_csum(base, len).is_ok(),
-                |e| tell(ring, e),
-            );
-            if tap.send_batch(&mut self.batch, ring.header.tunnel).is_err() {
-                ring.fail(Problem::NoBackend);
-            }
+        self.batch.fill(
+            user,
+            |base, len| hdr::cover_csum(base, len).is_ok(),
+            |e| tell(ring, e),
+        );
+        match endpoint.send_batch(&mut self.batch, ring.header.tunnel) {
+            Ok(refused) => (0..refused).for_each(|_| ring.drop_packet(Problem::Backend)),
+            Err(_) => ring.fail(Problem::NoBackend),
         }
     }
 }

@@ -61,7 +61,7 @@ use crate::{
 /// The driver kicked.
 const KICK: u32 = events::FIRST_OWN;
 /// The backend is ready.
-const BACKEND: u32 = events::FIRST_OWN << 1;
+pub(crate) const BACKEND: u32 = events::FIRST_OWN << 1;
 /// A packet that was sent from where it is was given back.
 const LOANS: u32 = events::FIRST_OWN << 3;
 /// What a queue's thread answers by looking.
@@ -320,8 +320,8 @@ impl Virtqueue {
     pub(crate) fn run_on(mut self: KBox<Self>, backend: Backend) -> Running {
         self.stall = Stall::No;
         let ring = &self.ring;
-        let file = backend.endpoint.socket().file().clone();
-        ring.stats.start(ring.layout.num(), file);
+        ring.stats
+            .start(ring.layout.num(), backend.endpoint.place());
         trace::queue_start(
             ring.dev,
             ring.index,
@@ -391,7 +391,7 @@ impl Running {
             busyloop,
             ..
         } = &mut *self.vq;
-        let Backend { endpoint, hook } = &mut self.backend;
+        let backend = &mut self.backend;
         let sleep = |ring: &Ring, until| {
             ring.stats.sleeps.add(1);
             ring.memory.leave(ring.index);
@@ -441,8 +441,8 @@ impl Running {
                 covered = true;
             }
             let next = match path {
-                Path::Rx(rx) => rx.pass(ring, user, endpoint),
-                Path::Tx(tx) => tx.pass(ring, user, endpoint),
+                Path::Rx(rx) => rx.pass(ring, user, &backend.endpoint),
+                Path::Tx(tx) => tx.pass(ring, user, &backend.endpoint),
             };
             match next {
                 Next::Again => sched::yield_if_due(),
@@ -465,16 +465,16 @@ impl Running {
                         ring.stats.starved.add(1);
                     }
                     let came = sched::poll(*busyloop, || {
-                        bell.rung() != 0 || receives && !endpoint.is_empty()
+                        bell.rung() != 0 || receives && !backend.endpoint.is_empty()
                     });
                     if *busyloop != 0 {
                         ring.stats.poll(came);
                     }
                     if !came {
-                        if !hook.as_mut().hook_and_look() {
+                        if !backend.listen() {
                             sleep(ring, events::CONTROL | OWN);
                         }
-                        hook.as_mut().unhook();
+                        backend.ignore();
                     }
                 }
             }

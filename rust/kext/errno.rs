@@ -21,6 +21,8 @@ errno! {
     ebadfd: EBADFD;
     /// `ENOBUFS`: there is no such queue.
     enobufs: ENOBUFS;
+    /// `ENOTCONN`: there is no port.
+    enotconn: ENOTCONN;
     /// `ENOTSOCK`: the file is no backend.
     enotsock: ENOTSOCK;
     /// `EOPNOTSUPP`: not offered.

@@ -5,7 +5,8 @@
 
 use super::{
     bindings,
-    file::FileRef, //
+    file::FileRef,
+    netdev::Present, //
 };
 
 /// What a file stands for.
@@ -22,6 +23,19 @@ pub(crate) fn of(file: &FileRef) -> Netdev {
     Netdev { kind, name }
 }
 
+/// What `dev` is called.
+pub(super) fn of_device(dev: Option<Present<'_>>) -> Netdev {
+    let mut name = [0; bindings::IFNAMSIZ as usize];
+    if let Some(dev) = dev {
+        // SAFETY: The device is there, and there is room for a name.
+        unsafe { bindings::rvh_dev_name(dev.as_ptr(), name.as_mut_ptr().cast()) };
+    }
+    Netdev {
+        kind: bindings::rvh_netdev_kind_RVH_NETDEV_DEVICE,
+        name,
+    }
+}
+
 impl Netdev {
     /// The kind of backend.
     pub(crate) fn kind(&self) -> &'static str {
@@ -29,6 +43,7 @@ impl Netdev {
             bindings::rvh_netdev_kind_RVH_NETDEV_PACKET => "packet",
             bindings::rvh_netdev_kind_RVH_NETDEV_TAP => "tap",
             bindings::rvh_netdev_kind_RVH_NETDEV_MACVTAP => "macvtap",
+            bindings::rvh_netdev_kind_RVH_NETDEV_DEVICE => "netdev",
             _ => "unknown",
         }
     }

@@ -31,6 +31,11 @@ impl OwnerMm {
             .is_some_and(|mm| core::ptr::eq(mm.as_raw(), self.0.as_raw()))
     }
 
+    /// A number that no other address space has while this one is kept.
+    pub(crate) fn number(&self) -> usize {
+        self.0.as_raw().addr()
+    }
+
     /// Access to this address space, for a thread of its process.
     pub(crate) fn as_current(&self) -> Option<UserMem<'_>> {
         // SAFETY: It is the current one, and stays so: a user thread does not change its address

@@ -187,6 +187,9 @@ unsafe extern "C" fn on_event(
                 held.release();
             }
         }
+        // Whoever is told finds it gone.
+        // SAFETY: The device is valid during the call, which is made under RTNL.
+        unsafe { super::port::on_unregister(dev) };
     }
     // CAST: a constant.
     bindings::NOTIFY_DONE as c_int

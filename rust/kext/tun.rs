@@ -151,52 +151,15 @@ impl TapQueue {
     /// Takes packets from the ring into the empty `packets`. Returns how many.
     #[inline]
     pub(crate) fn receive(&self, packets: &mut Packets) -> usize {
-        if !packets.is_empty() {
-            return 0;
-        }
-        // SAFETY: The ring is valid, and there is room for `RING_BATCH` pointers: `Option<Packet>`
-        // is one, by `Packet`'s layout.
-        let n = unsafe {
-            bindings::rvh_ring_consume(
-                self.ring.as_ptr(),
-                packets.slots.as_mut_ptr().cast(),
-                RING_BATCH as c_int,
-                self.counts_sent,
-            )
-        };
-        packets.head = 0;
-        packets.described = None;
-        // PANIC: the kernel returns no more than it was asked for.
-        packets.tail = usize::try_from(n).unwrap_or(0).min(RING_BATCH);
-        packets.len()
+        // SAFETY: By the type's invariant the ring is valid.
+        unsafe { packets.take(self.ring, self.counts_sent) }
     }
 
     /// Puts what is left of `packets` back to the front of the ring, in order. What finds no
     /// room is freed.
     pub(crate) fn put_back(&self, packets: &mut Packets) {
-        let (head, count) = (packets.head, packets.len());
-        packets.head = 0;
-        packets.tail = 0;
-        let Some(left) = packets.slots.get_mut(head..head + count) else {
-            return;
-        };
-        if count == 0 {
-            return;
-        }
-        // SAFETY: These are `count` packets of this ring's kind, whose ownership goes to the
-        // ring.
-        // CAST: at most `RING_BATCH`.
-        unsafe {
-            bindings::rvh_ring_unconsume(
-                self.ring.as_ptr(),
-                left.as_mut_ptr().cast(),
-                count as c_int,
-            )
-        };
-        for slot in left {
-            // SAFETY: The pointers were given away: forget them without freeing.
-            unsafe { ptr::write(slot, None) };
-        }
+        // SAFETY: By the type's invariant the ring is valid.
+        unsafe { packets.put_back(self.ring) }
     }
 }
 
@@ -297,6 +260,63 @@ impl Packets {
             head: 0,
             tail: 0,
         })
+    }
+
+    /// Takes packets from a ring, if there are none here. Returns how many.
+    ///
+    /// # Safety
+    ///
+    /// The ring must be valid, and hold packets as a TAP's does.
+    #[inline]
+    pub(super) unsafe fn take(
+        &mut self,
+        ring: NonNull<bindings::ptr_ring>,
+        count_sent: bool,
+    ) -> usize {
+        if !self.is_empty() {
+            return 0;
+        }
+        // SAFETY: The ring by the function's contract; and there is room for `RING_BATCH` pointers:
+        // `Option<Packet>` is one, by `Packet`'s layout.
+        let n = unsafe {
+            bindings::rvh_ring_consume(
+                ring.as_ptr(),
+                self.slots.as_mut_ptr().cast(),
+                RING_BATCH as c_int,
+                count_sent,
+            )
+        };
+        self.head = 0;
+        self.described = None;
+        // PANIC: the kernel returns no more than it was asked for.
+        self.tail = usize::try_from(n).unwrap_or(0).min(RING_BATCH);
+        self.len()
+    }
+
+    /// Puts what is left back to the front of the ring, in order. What finds no room is freed.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::take`].
+    pub(super) unsafe fn put_back(&mut self, ring: NonNull<bindings::ptr_ring>) {
+        let (head, count) = (self.head, self.len());
+        self.head = 0;
+        self.tail = 0;
+        let Some(left) = self.slots.get_mut(head..head + count) else {
+            return;
+        };
+        if count == 0 {
+            return;
+        }
+        // SAFETY: These are `count` packets of a TAP's kind, whose ownership goes to the ring.
+        // CAST: at most `RING_BATCH`.
+        unsafe {
+            bindings::rvh_ring_unconsume(ring.as_ptr(), left.as_mut_ptr().cast(), count as c_int)
+        };
+        for slot in left {
+            // SAFETY: The pointers were given away: forget them without freeing.
+            unsafe { ptr::write(slot, None) };
+        }
     }
 
     /// Whether there is none.

@@ -2,6 +2,7 @@
 #include "ifname.c"
 #include "misc.c"
 #include "netdev.c"
+#include "port.c"
 #include "socket.c"
 #include "tun.c"
 #include "usermem.c"

@@ -7,6 +7,7 @@
 #define _RVHOST_HELPERS_H
 
 #include <linux/mutex.h>
+#include <linux/netdevice.h>
 #include <linux/poll.h>
 #include <linux/ptr_ring.h>
 #include <linux/skbuff.h>
@@ -104,6 +105,36 @@ bool rvh_tap_has_queues(struct net_device *dev);
 bool rvh_tap_receive(struct net_device *dev, struct socket *sock, struct sock *const *slot,
 		     struct xdp_buff *bufs, unsigned int count);
 
+/* port.c: network devices whose packets go to rings, and that transmit ours */
+
+/* A packet that arrived. */
+struct rvh_arrival {
+	void *port;		/* what the handler was registered with */
+	struct sk_buff *skb;
+	const u8 *frame;	/* from the Ethernet header on */
+	u32 len;		/* of its linear part */
+};
+
+void rvh_rtnl_lock(void);
+void rvh_rtnl_unlock(void);
+void rvh_synchronize_net(void);
+struct net_device *rvh_dev_get(int ifindex);
+int rvh_dev_hook(struct net_device *dev, rx_handler_func_t *handler, void *data);
+void *rvh_dev_hooked(struct net_device *dev, rx_handler_func_t *handler);
+void rvh_dev_unhook(struct net_device *dev);
+int rvh_dev_promisc(struct net_device *dev, bool on);
+struct ptr_ring *rvh_ring_new(int size);
+void rvh_ring_destroy(struct ptr_ring *ring);
+u64 rvh_offload_features(u32 offloads);
+rx_handler_result_t rvh_arrival_claim(struct sk_buff **pskb, struct rvh_arrival *arrival);
+void rvh_arrival_drop(struct sk_buff *skb);
+unsigned int rvh_arrival_deliver(struct ptr_ring *ring, struct sk_buff *skb, u64 features);
+unsigned int rvh_dev_transmit(struct net_device *dev, struct xdp_buff *bufs, unsigned int count);
+struct sk_buff *rvh_skb_from_user(const struct iovec *iov, unsigned long nr, size_t skip,
+				  size_t len, size_t header, void *base);
+bool rvh_skb_transmit(struct sk_buff *skb, const void *base, struct net_device *dev);
+void rvh_skb_free(struct sk_buff *skb);
+
 /* socket.c: any backend's socket */
 struct socket *rvh_packet_socket(struct file *file);
 bool rvh_sock_wants_headroom(struct socket *sock);
@@ -125,8 +156,10 @@ enum rvh_netdev_kind {
 	RVH_NETDEV_PACKET,
 	RVH_NETDEV_TAP,
 	RVH_NETDEV_MACVTAP,
+	RVH_NETDEV_DEVICE,
 };
 
 enum rvh_netdev_kind rvh_netdev(struct file *file, char *name);
+void rvh_dev_name(struct net_device *dev, char *name);
 
 #endif

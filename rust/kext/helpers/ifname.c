@@ -65,3 +65,9 @@ enum rvh_netdev_kind rvh_netdev(struct file *file, char *name)
 		name_of_index(sock->sk, index, name);
 	return RVH_NETDEV_MACVTAP;
 }
+
+/* @name: room for IFNAMSIZ bytes. */
+void rvh_dev_name(struct net_device *dev, char *name)
+{
+	strscpy(name, dev->name, IFNAMSIZ);
+}

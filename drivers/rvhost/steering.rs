@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The arguments of the ioctls about ports: `include/uapi/linux/rvhost.h`.
+
+use kernel::prelude::*;
+
+use crate::{
+    ioctl::Arg,
+    kext::port::{
+        random_symmetric_key,
+        Port,
+        Rss,
+        Wanted,
+        MAX_QUEUES, //
+    },
+    vcore::rss::{
+        types,
+        Key,
+        Table,
+        KEY_BYTES,
+        MAX_ENTRIES, //
+    },
+};
+
+const ANY_QUEUE: u32 = u32::MAX;
+const PROMISC: u32 = 1 << 0;
+/// Packets that may wait for the guest, unless it is said.
+const RING: u32 = 1024;
+
+const SET_TYPES: u32 = 1 << 0;
+const SET_UNCLASSIFIED: u32 = 1 << 1;
+const SET_KEY: u32 = 1 << 2;
+const SET_SYMMETRIC: u32 = 1 << 3;
+const SET_TABLE: u32 = 1 << 4;
+const SET_EVEN: u32 = 1 << 5;
+const SET_ALL: u32 = (1 << 6) - 1;
+
+// Where the fields of `struct rvhost_net_rss` are.
+const NUMBERS_AT: u64 = 8;
+const KEY_AT: u64 = 16;
+const TABLE_AT: u64 = 56;
+const CARRIED_AT: u64 = 312;
+
+/// The argument of `RVHOST_NET_SET_NETDEV`.
+pub(crate) fn netdev(arg: Arg) -> Result<Wanted> {
+    let [ifindex, flags, queue, offloads, ring, a, b, c] = arg.get::<[u32; 8]>(0)?;
+    if flags & !PROMISC != 0 || [a, b, c] != [0; 3] {
+        return Err(EINVAL);
+    }
+    let queue = match queue {
+        ANY_QUEUE => None,
+        number => Some(number as usize),
+    };
+    Ok(Wanted {
+        ifindex: ifindex.try_into().map_err(|_| ENODEV)?,
+        queue,
+        promiscuous: flags & PROMISC != 0,
+        offloads,
+        ring: if ring == 0 { RING } else { ring } as usize,
+    })
+}
+
+/// `RVHOST_NET_SET_RSS`.
+pub(crate) fn set_rss(port: &Port, arg: Arg) -> Result {
+    let [flags, hash_types] = arg.get::<[u32; 2]>(0)?;
+    let [unclassified, table_len, key_len, reserved] = arg.get::<[u16; 4]>(NUMBERS_AT)?;
+    let on = |flag| flags & flag != 0;
+    let both = |one, other| on(one) && on(other);
+    if flags & !SET_ALL != 0
+        || reserved != 0
+        || both(SET_KEY, SET_SYMMETRIC)
+        || both(SET_TABLE, SET_EVEN)
+        || on(SET_TYPES) && hash_types & !types::ALL != 0
+        || on(SET_UNCLASSIFIED) && usize::from(unclassified) >= MAX_QUEUES
+    {
+        return Err(EINVAL);
+    }
+    let key = match flags & (SET_KEY | SET_SYMMETRIC) {
+        SET_KEY => {
+            let bytes = arg.get::<[u8; KEY_BYTES]>(KEY_AT)?;
+            let bytes = bytes.get(..key_len.into()).ok_or(EINVAL)?;
+            Some(Key::new(bytes).ok_or(EINVAL)?)
+        }
+        SET_SYMMETRIC => Some(random_symmetric_key()),
+        _ => None,
+    };
+    let table = if on(SET_TABLE) {
+        let entries = arg.get::<[u16; MAX_ENTRIES]>(TABLE_AT)?;
+        let entries = entries.get(..table_len.into()).ok_or(EINVAL)?;
+        if entries
+            .iter()
+            .any(|&queue| usize::from(queue) >= MAX_QUEUES)
+        {
+            return Err(EINVAL);
+        }
+        Some(Table::new(entries).ok_or(EINVAL)?)
+    } else {
+        None
+    };
+    port.change_rss(|rss| {
+        if on(SET_TYPES) {
+            rss.types = hash_types;
+        }
+        if on(SET_UNCLASSIFIED) {
+            rss.unclassified = unclassified;
+        }
+        if let Some(key) = key {
+            rss.key = key;
+        }
+        if let Some(table) = table {
+            rss.table = table;
+            rss.even = false;
+        }
+        if on(SET_EVEN) {
+            rss.even = true;
+        }
+        Ok(())
+    })
+}
+
+/// `RVHOST_NET_GET_RSS`.
+pub(crate) fn get_rss(port: &Port, arg: Arg) -> Result {
+    let Rss {
+        types,
+        unclassified,
+        key,
+        table,
+        even,
+    } = port.rss();
+    let entries = table.entries();
+    arg.put(0, &[if even { SET_EVEN } else { 0 }, types])?;
+    // CAST: small.
+    let (table_len, key_len) = (entries.len() as u16, KEY_BYTES as u16);
+    arg.put(NUMBERS_AT, &[unclassified, table_len, key_len, 0])?;
+    arg.put(KEY_AT, &key.0)?;
+    let mut all = [0u16; MAX_ENTRIES];
+    for (to, &queue) in all.iter_mut().zip(entries) {
+        *to = queue;
+    }
+    arg.put(TABLE_AT, &all)?;
+    for (i, carried) in (0u64..).zip(port.carried()) {
+        arg.put(CARRIED_AT + 8 * i, &carried)?;
+    }
+    Ok(())
+}

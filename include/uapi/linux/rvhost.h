@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
+/*
+ * What rvhost_net's device files do beyond the interface of linux/vhost.h.
+ */
+#ifndef _UAPI_LINUX_RVHOST_H
+#define _UAPI_LINUX_RVHOST_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+/* The first free queue. */
+#define RVHOST_NETDEV_ANY_QUEUE		0xffffffffU
+
+/* The device shall receive what is not addressed to it as well. */
+#define RVHOST_NETDEV_F_PROMISC		(1U << 0)
+
+/*
+ * Runs both virtqueues on a network device of the caller's network namespace, where CAP_NET_ADMIN
+ * is needed. What the device receives goes to the guest and nowhere else; what the guest sends is
+ * transmitted by the device. Queue pairs of one owner on one device share what it receives: they
+ * are the queues of a port.
+ *
+ * Each virtqueue is stopped by VHOST_NET_SET_BACKEND with -1.
+ *
+ * EPERM: no capability. ENODEV: no such device. EINVAL: no Ethernet device, or an unknown flag.
+ * EBUSY: the device is enslaved, or another owner's, or the queue is taken.
+ */
+struct rvhost_net_netdev {
+	__u32 ifindex;
+	__u32 flags;		/* RVHOST_NETDEV_F_* */
+	__u32 queue;		/* of the port, below 256, or RVHOST_NETDEV_ANY_QUEUE */
+	__u32 offloads;		/* what the guest takes: TUN_F_* of linux/if_tun.h */
+	__u32 ring;		/* packets that may wait for the guest; 0: 1024 */
+	__u32 reserved[3];	/* 0 */
+};
+
+#define RVHOST_NET_SET_NETDEV	_IOW(0xAF, 0xE0, struct rvhost_net_netdev)
+
+/* What RVHOST_NET_SET_RSS is to change. */
+#define RVHOST_RSS_F_TYPES		(1U << 0)	/* hash_types */
+#define RVHOST_RSS_F_UNCLASSIFIED	(1U << 1)	/* unclassified */
+#define RVHOST_RSS_F_KEY		(1U << 2)	/* key and key_len */
+#define RVHOST_RSS_F_SYMMETRIC		(1U << 3)	/* a random key for which both directions are alike */
+#define RVHOST_RSS_F_TABLE		(1U << 4)	/* table and table_len */
+#define RVHOST_RSS_F_EVEN		(1U << 5)	/* the table follows the queues there are, evenly */
+
+/*
+ * How a port distributes what its device receives (virtio 1.3, 5.1.6.5.7). The port is that of the
+ * queue pair behind the file; ENOTCONN if it is on none. May be changed while packets flow: a flow
+ * moves only if its entry of the table does.
+ */
+struct rvhost_net_rss {
+	__u32 flags;		/* SET: RVHOST_RSS_F_*; GET: EVEN if that is so */
+	__u32 hash_types;	/* VIRTIO_NET_HASH_TYPE_* bits */
+	__u16 unclassified;	/* the queue for what cannot be hashed */
+	__u16 table_len;	/* a power of two, up to 128 */
+	__u16 key_len;		/* up to 40; GET: 40 */
+	__u16 reserved;		/* 0 */
+	__u8 key[40];
+	__u16 table[128];	/* queues */
+	__u64 carried[128];	/* GET: packets that fell on each entry */
+};
+
+#define RVHOST_NET_SET_RSS	_IOW(0xAF, 0xE1, struct rvhost_net_rss)
+#define RVHOST_NET_GET_RSS	_IOR(0xAF, 0xE1, struct rvhost_net_rss)
+
+/*
+ * Moves up to so many entries of the table from busy to idle queues, by what they carried since
+ * this was last asked for. Returns how many were moved.
+ */
+#define RVHOST_NET_REBALANCE	_IOW(0xAF, 0xE2, __u32)
+
+#endif

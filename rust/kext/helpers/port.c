@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: GPL-2.0
+#include <linux/if_arp.h>
+#include <linux/if_tun.h>
+#include <linux/if_vlan.h>
+#include <linux/netdevice.h>
+#include <linux/nsproxy.h>
+#include <linux/rtnetlink.h>
+#include <linux/virtio_net.h>
+#include <net/gso.h>
+#include <net/net_namespace.h>
+#include <helpers/helpers.h>
+
+/* Bytes of a packet's start that are in one piece, as far as there are so many. */
+#define RVH_HEAD_BYTES 128
+
+void rvh_rtnl_lock(void)
+{
+	rtnl_lock();
+}
+
+void rvh_rtnl_unlock(void)
+{
+	rtnl_unlock();
+}
+
+void rvh_synchronize_net(void)
+{
+	synchronize_net();
+}
+
+/* The device with this index in the caller's namespace, referenced. */
+struct net_device *rvh_dev_get(int ifindex)
+{
+	struct net *net = current->nsproxy->net_ns;
+	struct net_device *dev;
+
+	if (!ns_capable(net->user_ns, CAP_NET_ADMIN))
+		return ERR_PTR(-EPERM);
+	dev = dev_get_by_index(net, ifindex);
+	if (!dev)
+		return ERR_PTR(-ENODEV);
+	if (dev->type != ARPHRD_ETHER || dev->flags & IFF_LOOPBACK) {
+		dev_put(dev);
+		return ERR_PTR(-EINVAL);
+	}
+	return dev;
+}
+
+/* With rtnl_lock: hands what @dev receives to @handler. */
+int rvh_dev_hook(struct net_device *dev, rx_handler_func_t *handler, void *data)
+{
+	int err = netdev_rx_handler_register(dev, handler, data);
+
+	/* What was merged by hardware cannot be told from what was sent so. */
+	if (!err)
+		dev_disable_lro(dev);
+	return err;
+}
+
+/* With rtnl_lock: the data that @handler was registered with, if it was. */
+void *rvh_dev_hooked(struct net_device *dev, rx_handler_func_t *handler)
+{
+	if (rtnl_dereference(dev->rx_handler) != handler)
+		return NULL;
+	return rtnl_dereference(dev->rx_handler_data);
+}
+
+/* With rtnl_lock: no handler runs any more when this returns. */
+void rvh_dev_unhook(struct net_device *dev)
+{
+	netdev_rx_handler_unregister(dev);
+}
+
+/* With rtnl_lock. */
+int rvh_dev_promisc(struct net_device *dev, bool on)
+{
+	return dev_set_promiscuity(dev, on ? 1 : -1);
+}
+
+struct ptr_ring *rvh_ring_new(int size)
+{
+	struct ptr_ring *ring = kzalloc(sizeof(*ring), GFP_KERNEL);
+
+	if (ring && ptr_ring_init(ring, size, GFP_KERNEL)) {
+		kfree(ring);
+		return NULL;
+	}
+	return ring;
+}
+
+void rvh_ring_destroy(struct ptr_ring *ring)
+{
+	ptr_ring_cleanup(ring, tun_ptr_free);
+	kfree(ring);
+}
+
+/* What a reader can do that takes these TUN_F_*. */
+u64 rvh_offload_features(u32 offloads)
+{
+	netdev_features_t features = NETIF_F_SG | NETIF_F_FRAGLIST;
+
+	if (!(offloads & TUN_F_CSUM))
+		return features;
+	features |= NETIF_F_HW_CSUM;
+	if (offloads & TUN_F_TSO4)
+		features |= NETIF_F_TSO;
+	if (offloads & TUN_F_TSO6)
+		features |= NETIF_F_TSO6;
+	if (offloads & TUN_F_TSO_ECN && offloads & (TUN_F_TSO4 | TUN_F_TSO6))
+		features |= NETIF_F_TSO_ECN;
+	if (offloads & TUN_F_USO4 && offloads & TUN_F_USO6)
+		features |= NETIF_F_GSO_UDP_L4;
+	return features;
+}
+
+/*
+ * Takes a packet that arrived, with its Ethernet header in front. Without a port in @arrival there
+ * is nothing more to do than to return what this returns.
+ */
+rx_handler_result_t rvh_arrival_claim(struct sk_buff **pskb, struct rvh_arrival *arrival)
+{
+	struct sk_buff *skb = *pskb;
+
+	arrival->port = NULL;
+	if (unlikely(skb->pkt_type == PACKET_LOOPBACK))
+		return RX_HANDLER_PASS;
+	skb = skb_share_check(skb, GFP_ATOMIC);
+	*pskb = skb;
+	if (unlikely(!skb))
+		return RX_HANDLER_CONSUMED;
+	skb_push(skb, ETH_HLEN);
+	/* It may stay as long as the guest likes. */
+	if (unlikely(skb_orphan_frags_rx(skb, GFP_ATOMIC)) ||
+	    (skb_headlen(skb) < RVH_HEAD_BYTES && skb_is_nonlinear(skb) &&
+	     !pskb_may_pull(skb, min_t(unsigned int, skb->len, RVH_HEAD_BYTES)))) {
+		dev_core_stats_rx_dropped_inc(skb->dev);
+		kfree_skb_reason(skb, SKB_DROP_REASON_NOMEM);
+		return RX_HANDLER_CONSUMED;
+	}
+	skb_orphan(skb);
+	skb_dst_drop(skb);
+	nf_reset_ct(skb);
+	arrival->port = rcu_dereference(skb->dev->rx_handler_data);
+	arrival->skb = skb;
+	arrival->frame = skb->data;
+	arrival->len = skb_headlen(skb);
+	return RX_HANDLER_CONSUMED;
+}
+
+/* Drops a packet for which there is no place. */
+void rvh_arrival_drop(struct sk_buff *skb)
+{
+	dev_core_stats_rx_dropped_inc(skb->dev);
+	kfree_skb_reason(skb, SKB_DROP_REASON_FULL_RING);
+}
+
+static unsigned int rvh_ring_produce(struct ptr_ring *ring, struct sk_buff *skb,
+				     struct net_device *dev)
+{
+	/* In a ring, packets outlive their device. */
+	skb->dev = NULL;
+	if (likely(!ptr_ring_produce(ring, skb)))
+		return 0;
+	skb->dev = dev;
+	rvh_arrival_drop(skb);
+	return 1;
+}
+
+/*
+ * Puts a packet into a ring, segmented and with checksums as far as its reader lacks @features.
+ * Returns how many packets were dropped.
+ */
+unsigned int rvh_arrival_deliver(struct ptr_ring *ring, struct sk_buff *skb, u64 features)
+{
+	struct net_device *dev = skb->dev;
+	struct sk_buff *segs, *next;
+	unsigned int dropped = 0;
+
+	if (netif_needs_gso(skb, features)) {
+		segs = __skb_gso_segment(skb, features, false);
+		if (IS_ERR(segs))
+			goto drop;
+		if (segs) {
+			consume_skb(skb);
+			skb_list_walk_safe(segs, skb, next) {
+				skb_mark_not_on_list(skb);
+				dropped += rvh_ring_produce(ring, skb, dev);
+			}
+			return dropped;
+		}
+	} else if (skb->ip_summed == CHECKSUM_PARTIAL && !(features & NETIF_F_CSUM_MASK) &&
+		   skb_checksum_help(skb)) {
+		goto drop;
+	}
+	return rvh_ring_produce(ring, skb, dev);
+drop:
+	rvh_arrival_drop(skb);
+	return 1;
+}
+
+/* Transmits a frame that is all there is in @skb. */
+static bool rvh_transmit(struct sk_buff *skb, const struct virtio_net_hdr *hdr,
+			 struct net_device *dev)
+{
+	unsigned int max = READ_ONCE(dev->mtu) + ETH_HLEN + VLAN_HLEN;
+	int depth;
+
+	skb->dev = dev;
+	skb_reset_mac_header(skb);
+	skb_set_network_header(skb, ETH_HLEN);
+	skb->protocol = eth_hdr(skb)->h_proto;
+	if ((hdr->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM ||
+	     hdr->gso_type != VIRTIO_NET_HDR_GSO_NONE) &&
+	    virtio_net_hdr_to_skb(skb, hdr, true))
+		goto drop;
+	/* Devices rely on their MTU, and guests need not keep to it. */
+	if (skb_is_gso(skb) ? !skb_gso_validate_mac_len(skb, max) : skb->len > max)
+		goto drop;
+	if (eth_type_vlan(skb->protocol) &&
+	    vlan_get_protocol_and_depth(skb, skb->protocol, &depth))
+		skb_set_network_header(skb, depth);
+	skb_probe_transport_header(skb);
+	dev_queue_xmit(skb);
+	return true;
+drop:
+	dev_core_stats_tx_dropped_inc(dev);
+	kfree_skb(skb);
+	return false;
+}
+
+/*
+ * Transmits packets laid out as for a TAP, and takes them over. Returns how many were refused. The
+ * caller is within an RCU read-side section.
+ */
+unsigned int rvh_dev_transmit(struct net_device *dev, struct xdp_buff *bufs, unsigned int count)
+{
+	unsigned int i, refused = 0;
+
+	local_bh_disable();
+	for (i = 0; i < count; i++) {
+		struct xdp_buff *buf = &bufs[i];
+		struct sk_buff *skb = napi_build_skb(buf->data_hard_start, buf->frame_sz);
+
+		if (unlikely(!skb)) {
+			page_frag_free(buf->data_hard_start);
+			dev_core_stats_tx_dropped_inc(dev);
+			refused++;
+			continue;
+		}
+		skb_reserve(skb, buf->data - buf->data_hard_start);
+		__skb_put(skb, buf->data_end - buf->data);
+		refused += !rvh_transmit(skb, buf->data_hard_start, dev);
+	}
+	local_bh_enable();
+	return refused;
+}
+
+/*
+ * A packet of any length in user memory. Of its header, of @header bytes, the part that all have
+ * goes to @base, a struct virtio_net_hdr.
+ */
+struct sk_buff *rvh_skb_from_user(const struct iovec *iov, unsigned long nr, size_t skip,
+				  size_t len, size_t header, void *base)
+{
+	struct virtio_net_hdr *hdr = base;
+	size_t linear, known = min(header, sizeof(*hdr));
+	struct iov_iter iter;
+	struct sk_buff *skb;
+	int err;
+
+	memset(hdr, 0, sizeof(*hdr));
+	iov_iter_init(&iter, ITER_SOURCE, iov, nr, skip + len);
+	iov_iter_advance(&iter, skip);
+	if (copy_from_iter(hdr, known, &iter) != known)
+		return ERR_PTR(-EFAULT);
+	iov_iter_advance(&iter, header - known);
+	len -= header;
+	linear = clamp_t(size_t, __virtio16_to_cpu(true, hdr->hdr_len), RVH_HEAD_BYTES, SZ_1K);
+	linear = min(linear, len);
+	skb = alloc_skb_with_frags(RVH_SKB_PAD_BYTES + linear, len - linear,
+				   PAGE_ALLOC_COSTLY_ORDER, &err, GFP_KERNEL);
+	if (!skb)
+		return ERR_PTR(err);
+	skb_reserve(skb, RVH_SKB_PAD_BYTES);
+	skb_put(skb, linear);
+	skb->data_len = len - linear;
+	skb->len += len - linear;
+	if (skb_copy_datagram_from_iter(skb, 0, &iter, len)) {
+		kfree_skb(skb);
+		return ERR_PTR(-EFAULT);
+	}
+	return skb;
+}
+
+/* Transmits and takes over @skb, whose header is @base. The caller is within an RCU read-side section. */
+bool rvh_skb_transmit(struct sk_buff *skb, const void *base, struct net_device *dev)
+{
+	bool sent;
+
+	local_bh_disable();
+	sent = rvh_transmit(skb, base, dev);
+	local_bh_enable();
+	return sent;
+}
+
+void rvh_skb_free(struct sk_buff *skb)
+{
+	kfree_skb(skb);
+}
