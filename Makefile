@@ -28,6 +28,8 @@ rounds: ## what VMMs do with a running device: migration, hot-plug, ... (ROUNDS=
 	@MODULE=$(MODULE) scripts/e2e/rounds $(ROUNDS)
 vtest: ## the user-space client against the module (MODULE=c: against C vhost_net)
 	@scripts/vtest $(or $(MODULE),rust)
+test-backends: ## what queues run on, and steering (part of 'test'; DEBUG=1: debug kernel)
+	@scripts/vtest rust --filter backend:: --filter multi:: --filter netdev:: --filter steering::
 abi: ## compare with C vhost_net, behaviour by behaviour; writes Documentation/compat.rst (MODULE=c|rust: only list)
 	@scripts/abi $(MODULE)
 hostile: ## attack the module, threat by threat, on the debug kernel (THREATS='B C9': some; MODULE=c)
@@ -59,4 +61,4 @@ clean: ## remove what was built here; the cache stays
 clean-cache: ## remove the cache: kernels, source, tools
 	@scripts/clean cache
 
-.PHONY: help setup run vm modules install test test-long check kunit rounds vtest abi hostile hostile-quick soak coverage trace tool install-tool bench-quick bench where kernel rust-analyzer clean clean-cache
+.PHONY: help setup run vm modules install test test-long check kunit rounds vtest test-backends abi hostile hostile-quick soak coverage trace tool install-tool bench-quick bench where kernel rust-analyzer clean clean-cache

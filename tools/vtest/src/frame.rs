@@ -8,7 +8,8 @@ use anyhow::Result;
 /// Ethertype for local experiments: nothing else speaks it.
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 const HOST_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
-const GUEST_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 2];
+/// The guest's address.
+pub(crate) const GUEST_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 2];
 
 /// Length of an Ethernet header.
 pub(crate) const ETH_HLEN: usize = 14;

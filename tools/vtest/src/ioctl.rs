@@ -67,6 +67,33 @@ impl MemoryRegion {
     }
 }
 
+/// `struct rvhost_net_netdev`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Netdev {
+    pub(crate) ifindex: u32,
+    pub(crate) flags: u32,
+    pub(crate) queue: u32,
+    pub(crate) offloads: u32,
+    pub(crate) ring: u32,
+    pub(crate) reserved: [u32; 3],
+}
+
+/// `struct rvhost_net_rss`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rss {
+    pub(crate) flags: u32,
+    pub(crate) hash_types: u32,
+    pub(crate) unclassified: u16,
+    pub(crate) table_len: u16,
+    pub(crate) key_len: u16,
+    pub(crate) reserved: u16,
+    pub(crate) key: [u8; 40],
+    pub(crate) table: [u16; 128],
+    pub(crate) carried: [u64; 128],
+}
+
 const VHOST: libc::c_uint = 0xaf;
 
 ioctl_ior_nr!(GET_FEATURES, VHOST, 0x00, u64);
@@ -97,6 +124,10 @@ ioctl_ior_nr!(GET_FEATURES_ARRAY, VHOST, 0x83, u64);
 ioctl_iow_nr!(SET_FEATURES_ARRAY, VHOST, 0x83, u64);
 ioctl_iow_nr!(SET_FORK_FROM_OWNER, VHOST, 0x84, u8);
 ioctl_ior_nr!(GET_FORK_FROM_OWNER, VHOST, 0x85, u8);
+ioctl_iow_nr!(RVHOST_NET_SET_NETDEV, VHOST, 0xe0, Netdev);
+ioctl_iow_nr!(RVHOST_NET_SET_RSS, VHOST, 0xe1, Rss);
+ioctl_ior_nr!(RVHOST_NET_GET_RSS, VHOST, 0xe1, Rss);
+ioctl_iow_nr!(RVHOST_NET_REBALANCE, VHOST, 0xe2, u32);
 
 /// What an ioctl is called.
 pub(crate) fn name(number: libc::c_ulong) -> String {
@@ -263,5 +294,9 @@ mod tests {
         assert_eq!(SET_FEATURES_ARRAY(), 0x4008_af83);
         assert_eq!(SET_FORK_FROM_OWNER(), 0x4001_af84);
         assert_eq!(GET_FORK_FROM_OWNER(), 0x8001_af85);
+        assert_eq!(RVHOST_NET_SET_NETDEV(), 0x4020_afe0);
+        assert_eq!(RVHOST_NET_SET_RSS(), 0x4538_afe1);
+        assert_eq!(RVHOST_NET_GET_RSS(), 0x8538_afe1);
+        assert_eq!(RVHOST_NET_REBALANCE(), 0x4004_afe2);
     }
 }

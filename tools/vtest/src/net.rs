@@ -61,12 +61,19 @@ fn request(what: &str, number: libc::c_ulong, req: &mut libc::ifreq) -> Result<(
     Ok(())
 }
 
-/// Brings an interface up or down.
-pub(crate) fn set_up(name: &str, up: bool) -> Result<()> {
+/// The `IFF_*` flags of an interface.
+pub(crate) fn flags(name: &str) -> Result<libc::c_int> {
     let mut req = ifreq(name)?;
     request("SIOCGIFFLAGS", libc::SIOCGIFFLAGS, &mut req)?;
     // SAFETY: The kernel has just filled in the flags member of the union.
-    let mut flags = unsafe { req.ifr_ifru.ifru_flags };
+    Ok(unsafe { req.ifr_ifru.ifru_flags }.into())
+}
+
+/// Brings an interface up or down.
+pub(crate) fn set_up(name: &str, up: bool) -> Result<()> {
+    let mut req = ifreq(name)?;
+    // CAST: the structure has 16 of the bits.
+    let mut flags = self::flags(name)? as libc::c_short;
     if up {
         flags |= libc::IFF_UP as libc::c_short;
     } else {
@@ -145,6 +152,21 @@ pub(crate) fn add_veth(name: &str, peer: &str) -> Result<()> {
     let mut info = attribute(libc::IFLA_INFO_KIND, b"veth");
     info.extend(attribute(libc::IFLA_INFO_DATA, &data));
     let mut attributes = attribute(libc::IFLA_IFNAME, name.as_bytes());
+    attributes.extend(attribute(libc::IFLA_LINKINFO, &info));
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    link_request(libc::RTM_NEWLINK, flags, 0, &attributes).with_context(|| format!("making {name}"))
+}
+
+/// Makes a MacVLAN on `parent`, in bridge mode, that has what is sent to `mac`.
+pub(crate) fn add_macvlan(parent: &str, name: &str, mac: [u8; 6]) -> Result<()> {
+    const IFLA_MACVLAN_MODE: u16 = 1;
+    const BRIDGE: u32 = 4;
+    let data = attribute(IFLA_MACVLAN_MODE, &BRIDGE.to_ne_bytes());
+    let mut info = attribute(libc::IFLA_INFO_KIND, b"macvlan");
+    info.extend(attribute(libc::IFLA_INFO_DATA, &data));
+    let mut attributes = attribute(libc::IFLA_LINK, &self::index(parent)?.to_ne_bytes());
+    attributes.extend(attribute(libc::IFLA_IFNAME, name.as_bytes()));
+    attributes.extend(attribute(libc::IFLA_ADDRESS, &mac));
     attributes.extend(attribute(libc::IFLA_LINKINFO, &info));
     let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
     link_request(libc::RTM_NEWLINK, flags, 0, &attributes).with_context(|| format!("making {name}"))
@@ -243,6 +265,8 @@ fn link_request(kind: u16, flags: libc::c_int, index: i32, attributes: &[u8]) ->
 pub(crate) struct Counters {
     /// Packets that came from the guest.
     pub(crate) rx_packets: u64,
+    /// Packets the interface received that found no place.
+    pub(crate) rx_dropped: u64,
     /// Packets for the guest that found no place.
     pub(crate) tx_dropped: u64,
 }
@@ -261,6 +285,7 @@ pub(crate) fn counters(name: &str) -> Result<Counters> {
     let field = |i: usize| fields.get(i).copied().unwrap_or(0);
     Ok(Counters {
         rx_packets: field(1),
+        rx_dropped: field(3),
         tx_dropped: field(11),
     })
 }

@@ -406,6 +406,15 @@ impl Virtqueue {
         Ok(all)
     }
 
+    /// Takes back what the device has used until now. Returns how many chains.
+    pub(crate) fn drain_some(&mut self) -> Result<usize> {
+        let mut count = 0;
+        while self.pop_used()?.is_some() {
+            count += 1;
+        }
+        Ok(count)
+    }
+
     /// The indices, for messages.
     pub(crate) fn state(&self) -> String {
         format!(

@@ -31,6 +31,8 @@ mod mem_table;
 mod memory;
 mod misses;
 mod multi;
+mod netdev;
+mod netdev_tc;
 mod notify;
 mod owner;
 mod processes;
@@ -38,6 +40,7 @@ mod random;
 mod restart;
 mod shapes;
 mod stats;
+mod steering;
 mod stress;
 mod waits;
 mod worker;
@@ -56,10 +59,15 @@ const BULK: [&str; 9] = [
     "stress::",
     "xdp::",
 ];
+/// Groups about what only the replacement has.
+const OURS: [&str; 2] = ["netdev::", "steering::"];
 
 /// Whether a case belongs to the groups that pin down the interface.
 pub(crate) fn is_abi(case: &Case) -> bool {
-    !BULK.iter().any(|group| case.name.starts_with(group))
+    !BULK
+        .iter()
+        .chain(&OURS)
+        .any(|group| case.name.starts_with(group))
 }
 
 /// Every case there is.
@@ -84,6 +92,9 @@ pub(crate) fn all() -> Vec<Case> {
     multi::register(&mut table);
     processes::register(&mut table);
     backend::register(&mut table);
+    netdev::register(&mut table);
+    netdev_tc::register(&mut table);
+    steering::register(&mut table);
     compat32::register(&mut table);
     worker::register(&mut table);
     restart::register(&mut table);
