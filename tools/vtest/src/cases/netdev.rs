@@ -39,7 +39,6 @@ pub(super) const NEAR: &str = "near";
 pub(super) const FAR: &str = "far";
 
 pub(super) const V1: u64 = feature::VERSION_1;
-const PROMISC: u32 = 1;
 
 pub(super) fn register(table: &mut Table) {
     for (name, bits) in [
@@ -70,7 +69,6 @@ pub(super) fn register(table: &mut Table) {
     table.add("netdev::full_ring_drops_and_counts", full_ring);
     table.add("netdev::stopped_and_started_again", restart);
     table.add("netdev::goes_back_to_a_tap", back_to_tap);
-    table.add("netdev::down_and_up_resumes", down);
     table.add("netdev::deleted_under_load_ends_cleanly", deleted);
     table.add("netdev::moved_to_another_namespace_ends_cleanly", moved);
     table.add("netdev::deleted_and_made_again", again);
@@ -79,7 +77,6 @@ pub(super) fn register(table: &mut Table) {
     table.add("netdev::refuses_what_is_no_place_for_it", refused);
     table.add("netdev::belongs_to_one_owner", one_owner);
     table.add("netdev::cannot_be_enslaved_meanwhile", enslaved);
-    table.add("netdev::promiscuity_is_set_only_if_asked_for", promiscuity);
 }
 
 /// What is to run on `name`.
@@ -442,27 +439,6 @@ fn back_to_tap(ctx: &Ctx) -> Result<()> {
     vmm.check_quiet()
 }
 
-fn down(ctx: &Ctx) -> Result<()> {
-    let mut vmm = on_veth(ctx, V1, 0)?;
-    vmm.post_rx(64, &[2048])?;
-    for _ in 0..5 {
-        vmm.check_alive()?;
-        net::set_up(NEAR, false)?;
-        for len in [60, 1514, 5000] {
-            let frame = vmm.tx_frames.plain(len);
-            vmm.queue_tx(&NetHdr::default(), &frame, &Split::HeaderAlone)?;
-            vmm.tx.flush()?;
-            vmm.tx.wait_used()?;
-        }
-        net::set_up(NEAR, true)?;
-        // IPv6 is off, but the carrier takes a moment.
-        poll::wait_for("the carrier", || {
-            Ok((net::flags(NEAR)? & libc::IFF_RUNNING != 0).then_some(()))
-        })?;
-    }
-    vmm.check_alive()
-}
-
 /// Sends without looking what becomes of it.
 fn load(vmm: &mut Vmm) -> Result<()> {
     for i in 0..40 {
@@ -670,22 +646,6 @@ fn enslaved(ctx: &Ctx) -> Result<()> {
     vmm.check_alive()?;
     vmm.stop()?;
     net::add_macvlan(NEAR, "mv", GUEST_MAC)
-}
-
-fn promiscuity(ctx: &Ctx) -> Result<()> {
-    let vmm = on_veth(ctx, V1, 0)?;
-    let is = || Ok::<_, anyhow::Error>(net::flags(NEAR)? & libc::IFF_PROMISC != 0);
-    expect("promiscuous unasked", is()?, false)?;
-    bind(
-        &vmm,
-        &Netdev {
-            flags: PROMISC,
-            ..wanted(NEAR)?
-        },
-    )?;
-    expect("promiscuous", is()?, true)?;
-    vmm.stop()?;
-    expect("promiscuous afterwards", is()?, false)
 }
 
 /// Runs a program of the machine.
