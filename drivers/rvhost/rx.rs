@@ -257,7 +257,6 @@ impl Rx {
                     to.copy_from_slice(&num_buffers(chains));
                 }
             }
-            self.packets.join(i, ring.header.guest());
             if !plan.push(Place { first, chains, len }) {
                 return None;
             }
@@ -489,9 +488,6 @@ fn add_pieces<'a>(
     header: usize,
     segs: &[Seg],
 ) -> bool {
-    if let Some(all) = packet.with_header(header) {
-        return spread(segs, 0, all, |to, from| pieces.push(to, from));
-    }
     let (Some(all), Some(frame)) = (packet.header(), packet.bytes()) else {
         return false;
     };

@@ -379,31 +379,6 @@ impl Packets {
         (!info.bad).then_some(&mut info.header)
     }
 
-    /// Puts the first `len` bytes of the `i`th packet's header in front of its frame, so that both
-    /// can be copied at once, if there is room.
-    #[inline]
-    pub(crate) fn join(&mut self, i: usize, len: usize) {
-        if self.described.is_none() {
-            return;
-        }
-        let infos = self.infos.get_mut(self.head..self.tail);
-        let Some(info) = infos.and_then(|infos| infos.get_mut(i)) else {
-            return;
-        };
-        // CAST: u32 to usize widens.
-        if info.bad || len > info.header.len() || len > info.room as usize || !in_one_piece(info) {
-            return;
-        }
-        // SAFETY: `room` bytes in front of the linear part are ours, and the packet is borrowed
-        // exclusively.
-        // INVARIANT: The header is there now.
-        unsafe {
-            ptr::copy_nonoverlapping(info.header.as_ptr(), info.data.cast::<u8>().sub(len), len)
-        };
-        // CAST: at most a header's length.
-        info.joined = len as u32;
-    }
-
     /// Frees the first `n` packets, which were delivered.
     #[inline]
     pub(crate) fn consume(&mut self, n: usize) {
@@ -433,18 +408,11 @@ impl Packets {
     }
 }
 
-/// Whether all of a frame is in its linear part.
-#[inline]
-fn in_one_piece(info: &bindings::rvh_packet) -> bool {
-    !info.tagged && info.linear == info.len && !info.data.is_null()
-}
-
 /// A packet, looked at.
 ///
 /// # Invariants
 ///
-/// `info` describes `packet`, which does not change while it is borrowed; `joined` bytes of its
-/// header are in front of its linear part.
+/// `info` describes `packet`, which does not change while it is borrowed.
 pub(crate) struct PacketView<'a> {
     packet: &'a Packet,
     info: &'a bindings::rvh_packet,
@@ -467,23 +435,12 @@ impl<'a> PacketView<'a> {
     /// The whole frame, if it lies in one piece.
     #[inline]
     pub(crate) fn bytes(&self) -> Option<&'a [u8]> {
-        self.with_header(0)
-    }
-
-    /// The whole frame with `len` bytes of header in front, if they were [joined](Packets::join).
-    #[inline]
-    pub(crate) fn with_header(&self, len: usize) -> Option<&'a [u8]> {
-        // CAST: u32 to usize widens.
-        if !in_one_piece(self.info) || (len != 0 && len != self.info.joined as usize) {
+        if self.info.tagged || self.info.linear != self.info.len || self.info.data.is_null() {
             return None;
         }
-        // SAFETY: By the type's invariant these are the packet's bytes, and those in front of them
-        // the header's, and nobody writes them while the packet is ours, which it is for `'a` at
-        // least.
-        Some(unsafe {
-            let start = self.info.data.cast::<u8>().cast_const().sub(len);
-            core::slice::from_raw_parts(start, len + self.len())
-        })
+        // SAFETY: By the type's invariant these are the packet's bytes, and nobody writes them
+        // while the packet is ours, which it is for `'a` at least.
+        Some(unsafe { core::slice::from_raw_parts(self.info.data.cast(), self.len()) })
     }
 
     /// Copies the frame to `segs`, behind their first `skip` bytes. `EFAULT` if not all of it

@@ -78,8 +78,6 @@ struct rvh_packet {
 	void *data;	/* its linear part */
 	u32 linear;	/* bytes in that */
 	u32 len;	/* bytes in all, with the VLAN tag */
-	u32 room;	/* bytes in front of the linear part that nobody else uses */
-	u32 joined;	/* bytes of the header that were written there */
 	bool tagged;	/* a VLAN tag is held beside the data */
 	bool bad;	/* no header can describe it */
 	u8 header[24];	/* struct virtio_net_hdr, and what follows it for tunnels */

@@ -70,14 +70,12 @@ static void rvh_tun_packet(void *packet, bool tunnel, struct rvh_packet *info)
 	BUILD_BUG_ON(RVH_SKB_PAD_BYTES != NET_SKB_PAD + NET_IP_ALIGN);
 	info->tagged = false;
 	info->bad = false;
-	info->joined = 0;
 	if (tun_is_xdp_frame(packet)) {
 		struct xdp_frame *frame = tun_ptr_to_xdp(packet);
 
 		info->data = frame->data;
 		info->linear = frame->len;
 		info->len = frame->len;
-		info->room = frame->headroom;
 		memset(info->header, 0, sizeof(info->header));
 	} else {
 		struct sk_buff *skb = packet;
@@ -87,7 +85,6 @@ static void rvh_tun_packet(void *packet, bool tunnel, struct rvh_packet *info)
 		info->linear = skb_headlen(skb);
 		info->len = skb->len + vlan;
 		info->tagged = vlan;
-		info->room = skb_cloned(skb) || skb_shared(skb) ? 0 : skb_headroom(skb);
 		if (tunnel) {
 			memset(info->header, 0, sizeof(info->header));
 			info->bad = virtio_net_hdr_tnl_from_skb(skb, header, true, true, vlan,
