@@ -44,9 +44,12 @@ pub struct Chain {
     /// Why the chain cannot carry a packet though it is well formed. Such a chain is given back
     /// to the driver unused.
     pub refused: Option<Error>,
-    first_seg: u32,
-    segs: u32,
+    first_seg: u16,
+    segs: u16,
 }
+
+// A queue keeps a thousand of them.
+const _: () = assert!(size_of::<Chain>() == 16);
 
 /// Chains that were taken and not yet given back, with their segments.
 ///
@@ -114,8 +117,10 @@ where
     #[inline]
     pub fn segments(&self, i: usize) -> &[Seg] {
         match self.get(i) {
-            // CAST: u32 to usize widens.
-            Some(c) => self.segments_between(c.first_seg as usize, (c.first_seg + c.segs) as usize),
+            Some(c) => {
+                let first = usize::from(c.first_seg);
+                self.segments_between(first, first + usize::from(c.segs))
+            }
             None => &[],
         }
     }
@@ -128,10 +133,10 @@ where
             .checked_sub(1)
             .and_then(|more| self.get(from.checked_add(more)?));
         match (first, last) {
-            // CAST: u32 to usize widens.
-            (Some(f), Some(l)) => {
-                self.segments_between(f.first_seg as usize, (l.first_seg + l.segs) as usize)
-            }
+            (Some(f), Some(l)) => self.segments_between(
+                usize::from(f.first_seg),
+                usize::from(l.first_seg) + usize::from(l.segs),
+            ),
             _ => &[],
         }
     }
@@ -165,10 +170,10 @@ where
         };
         // PANIC: both ranges lie within the storage by the type's invariants.
         self.chains.copy_within(self.head..self.tail, 0);
-        self.segs.copy_within(first_seg as usize..self.seg_tail, 0);
+        self.segs.copy_within(usize::from(first_seg)..self.seg_tail, 0);
         self.tail -= self.head;
         self.head = 0;
-        self.seg_tail -= first_seg as usize;
+        self.seg_tail -= usize::from(first_seg);
         if let Some(held) = self.chains.get_mut(..self.tail) {
             for chain in held {
                 chain.first_seg = chain.first_seg.saturating_sub(first_seg);
@@ -216,7 +221,7 @@ where
             len,
             refused: None,
             // CAST: bounded by the storage, of a few thousand segments.
-            first_seg: self.seg_tail as u32,
+            first_seg: self.seg_tail as u16,
             segs: 1,
         };
         self.tail += 1;
@@ -290,8 +295,8 @@ where
                 None
             },
             // CAST: both are bounded by the storage, of a few thousand segments.
-            first_seg: self.seg_tail as u32,
-            segs: kept as u32,
+            first_seg: self.seg_tail as u16,
+            segs: kept as u16,
         };
         self.tail += 1;
         self.seg_tail += kept;
