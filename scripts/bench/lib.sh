@@ -17,7 +17,10 @@ prepare() {
     vars=$(if [ "$1" != host ]; then export KDIR=$KOBJ; fi; "$ROOT/scripts/module" where)
     eval "$vars"
     mkdir -p "$BUILD/bench" "$LOGS"
-    if [ "$1" = host ]; then cp "$KOBJ/include/config/kernel.release" "$BUILD/bench/kernel"; fi
+    if [ "$1" = host ]; then
+        cp "$KOBJ/include/config/kernel.release" "$BUILD/bench/kernel"
+        "$(machine_qemu)" --version | head -n 1 >"$BUILD/bench/qemu"
+    fi
 }
 
 # run_in_vm PART OPTION… [-- ARGUMENT…]: runs scripts/bench/PART-inside in a machine; what it measures
