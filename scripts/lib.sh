@@ -77,12 +77,6 @@ as_root() {
 # version_ge A B: is version A at least B?
 version_ge() { [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$2" ]; }
 
-# The QEMU of our own machines: the newer one that set-up unpacked, or the distribution's.
-machine_qemu() {
-    local newer=$CACHE/packages/qemu/run
-    if [ -x "$newer" ]; then echo "$newer"; else echo qemu-system-x86_64; fi
-}
-
 # Where the source of Rust's core library is.
 rust_lib_src() { echo "${RUST_LIB_SRC:-$(rustc --print sysroot)/lib/rustlib/src/rust/library}"; }
 

@@ -17,10 +17,7 @@ prepare() {
     vars=$(if [ "$1" != host ]; then export KDIR=$KOBJ; fi; "$ROOT/scripts/module" where)
     eval "$vars"
     mkdir -p "$BUILD/bench" "$LOGS"
-    if [ "$1" = host ]; then
-        cp "$KOBJ/include/config/kernel.release" "$BUILD/bench/kernel"
-        "$(machine_qemu)" --version | head -n 1 >"$BUILD/bench/qemu"
-    fi
+    if [ "$1" = host ]; then cp "$KOBJ/include/config/kernel.release" "$BUILD/bench/kernel"; fi
 }
 
 # run_in_vm PART OPTION… [-- ARGUMENT…]: runs scripts/bench/PART-inside in a machine; what it measures

@@ -94,7 +94,7 @@ about = {
     "cpu": cpu,
     "cpus": len(list(pathlib.Path("/sys/devices/system/cpu").glob("cpu[0-9]*"))),
     "kernel": (bench / "kernel").read_text().strip(),
-    "qemu": (bench / "qemu").read_text().split("(")[0].strip(),
+    "qemu": output("qemu-system-x86_64", "--version").splitlines()[0].split("(")[0].strip(),
 }
 (bench / "results.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
 
