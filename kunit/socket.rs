@@ -230,7 +230,7 @@ mod tests {
         assert_eq!(socket.send(&mut user, &segs, 0, 70, false), Ok(()));
         let mut packets = Packets::new()?;
         assert_eq!(queue.receive(&mut packets), 1);
-        packets.describe(false);
+        packets.describe(false, false);
         let view = packets.get(0).ok_or(ENOENT)?;
         assert!(view.bytes() == Some(&FRAME));
         Ok(())

@@ -40,7 +40,7 @@ mod tests {
 
     /// Looks at the first packet.
     fn look(packets: &mut Packets, tunnel: bool) -> Option<PacketView<'_>> {
-        packets.describe(tunnel);
+        packets.describe(tunnel, false);
         packets.get(0)
     }
 

@@ -31,6 +31,7 @@ use crate::{
             Seg, //
         },
         chain::MAX_SEGMENTS,
+        feat::HeaderLen,
         hdr,
         mem::Access,
         split::MAX_TAKE,
@@ -61,41 +62,11 @@ pub(crate) struct Rx {
     told_gone: bool,
 }
 
-/// Where a packet goes: to some of the chains that were taken.
-#[derive(Clone, Copy, Default)]
-struct Place {
-    first: usize,
-    chains: usize,
-    /// Bytes of header and frame.
-    len: usize,
-}
-
-/// The places of the next packets.
-#[derive(Default)]
-struct Plan {
-    places: [Place; WINDOW],
-    len: usize,
-}
-
-impl Plan {
-    fn places(&self) -> &[Place] {
-        self.places.get(..self.len).unwrap_or(&[])
-    }
-
-    /// Adds one, if there is room. Returns whether there is room for more.
-    #[inline]
-    fn push(&mut self, place: Place) -> bool {
-        if let Some(slot) = self.places.get_mut(self.len) {
-            *slot = place;
-            self.len += 1;
-        }
-        self.len < WINDOW
-    }
-}
-
-/// Why there is no place for a packet.
+/// Why a packet does not go with those before it.
 enum Stop {
-    /// There is none at all, for this reason.
+    /// It is in pieces, or spans several chains.
+    Alone,
+    /// There is no place for it at all, for this reason.
     Drop(Problem),
     /// There is none before the driver makes more buffers available.
     NoBuffers,
@@ -170,7 +141,8 @@ impl Rx {
                     ring.flush(user, self.chains.is_empty());
                     return Next::AwaitBackend;
                 }
-                self.packets.describe(ring.header.tunnel);
+                let HeaderLen { tunnel, sock, .. } = ring.header;
+                self.packets.describe(tunnel, sock == 0);
                 self.deliver_taken(ring, user, &mut sum)
             }
             Endpoint::Packet(socket) => self.deliver_queued(ring, user, socket, &mut sum),
@@ -201,112 +173,127 @@ impl Rx {
     /// Delivers packets that were taken from a ring.
     fn deliver_taken(&mut self, ring: &mut Ring, user: &mut UserMem<'_>, sum: &mut Sum) -> Next {
         while !self.packets.is_empty() {
-            let mut plan = Plan::default();
-            let stop = self.plan(ring, user, &mut plan);
-            let places = plan.places();
-            let (done, failed) = self.write(ring, user, places);
-            let used = self.use_chains(ring, user, places.get(..done).unwrap_or(&[]), sum);
-            self.packets.consume(done);
-            if let Err(e) = used {
-                return Next::Stall(e);
-            }
-            let stop = match failed {
-                Some(problem) => Some(Stop::Drop(problem)),
-                None if done < places.len() => None,
-                None => stop,
+            let stop = match self.deliver_window(ring, user, sum) {
+                Ok(Some(Stop::Alone)) => self.deliver_alone(ring, user, sum),
+                stop => stop,
             };
             match stop {
-                None => {}
-                Some(Stop::Drop(problem)) => {
+                Ok(None | Some(Stop::Alone)) => {}
+                Ok(Some(Stop::Drop(problem))) => {
                     ring.drop_packet(problem);
                     self.packets.drop_first();
                 }
-                Some(Stop::NoBuffers) => return Next::AwaitChains,
-                Some(Stop::Ring(e)) => {
+                Ok(Some(Stop::NoBuffers)) => return Next::AwaitChains,
+                Ok(Some(Stop::Ring(e))) => {
                     if !self.skip_refused(ring, user, e) {
                         return Next::Stall(e);
                     }
                 }
+                Err(e) => return Next::Stall(e),
             }
         }
         Next::Again
     }
 
-    /// Finds places for the next packets, and finishes their headers. Returns why there is none for
-    /// the packet after those.
+    /// Delivers packets in one piece to a chain each, all in one window of user access. Returns why
+    /// the next one did not go with them, if for anything but their number.
+    ///
+    /// # Errors
+    ///
+    /// If the used ring cannot be written.
     #[inline]
-    fn plan(&mut self, ring: &mut Ring, user: &mut UserMem<'_>, plan: &mut Plan) -> Option<Stop> {
-        let mut first = 0;
-        loop {
-            let i = plan.len;
-            let len = self.packets.get(i)?.len() + ring.header.guest();
-            let chains = match find_room(&mut self.chains, ring, user, first, len) {
-                Ok(Room::In(chains)) => chains,
-                Ok(Room::Later) => return Some(Stop::NoBuffers),
-                Ok(Room::Never) => return Some(Stop::Drop(Problem::TooSmall)),
-                Err(e) => return Some(Stop::Ring(e)),
-            };
-            let Some(header) = self.packets.header_mut(i) else {
-                return Some(Stop::Drop(Problem::Header));
-            };
-            if ring.header.sock == 0 {
-                header.fill(0);
-            }
-            if ring.header.num_buffers {
-                if let Some(to) = header.get_mut(hdr::NUM_BUFFERS) {
-                    to.copy_from_slice(&num_buffers(chains));
+    fn deliver_window(
+        &mut self,
+        ring: &mut Ring,
+        user: &mut UserMem<'_>,
+        sum: &mut Sum,
+    ) -> vcore::Result<Option<Stop>> {
+        let Self {
+            chains,
+            packets,
+            used,
+            ..
+        } = self;
+        let header = ring.header.guest();
+        let mut pieces = Puts::<PIECES>::new();
+        // Pieces and bytes up to the end of each packet.
+        let mut ends = [(0, 0); WINDOW];
+        let (mut ready, mut bytes, mut stop) = (0, 0, None);
+        for ((packet, slot), end) in packets.views().zip(used.iter_mut()).zip(&mut ends) {
+            let len = packet.len() + header;
+            let head = match room_for(chains, ring, user, ready, len) {
+                Ok(head) => head,
+                Err(why) => {
+                    stop = Some(why);
+                    break;
                 }
+            };
+            let before = pieces.len();
+            if !add_pieces(&mut pieces, &packet, header, chains.segments(ready)) {
+                pieces.truncate(before);
+                stop = (before == 0).then_some(Stop::Alone);
+                break;
             }
-            if !plan.push(Place { first, chains, len }) {
-                return None;
-            }
-            first += chains;
+            bytes += len as u64;
+            // CAST: a packet has fewer than 2^32 bytes.
+            *slot = used_elem(head, len as u32);
+            *end = (pieces.len(), bytes);
+            ready += 1;
         }
+        let written = user.put_all(&pieces);
+        let done = if written == pieces.len() {
+            ready
+        } else {
+            stop = Some(Stop::Drop(Problem::Ring(Error::Fault)));
+            let ends = ends.iter().take(ready);
+            ends.take_while(|(pieces, _)| *pieces <= written).count()
+        };
+        let Some(&(_, bytes)) = done.checked_sub(1).and_then(|last| ends.get(last)) else {
+            return Ok(stop);
+        };
+        if ring.memory.log.buffers {
+            for (i, packet) in packets.views().take(done).enumerate() {
+                log(ring, user, chains.segments(i), packet.len() + header);
+            }
+        }
+        packets.consume(done);
+        ring.put_used(user, used.get(..done).unwrap_or(&[]))?;
+        chains.pop(done);
+        // CAST: at most `WINDOW`.
+        sum.packets += done as u32;
+        sum.bytes += bytes;
+        self.tell(ring, user, sum, done);
+        Ok(stop)
     }
 
-    /// Writes the next packets to `places`. Returns how many were written, and what is wrong with
-    /// the one after them, if anything is.
-    #[inline]
-    fn write(
+    /// Delivers the first packet, which may be in pieces, to as many chains as it takes.
+    ///
+    /// # Errors
+    ///
+    /// If the used ring cannot be written.
+    fn deliver_alone(
         &mut self,
-        ring: &Ring,
+        ring: &mut Ring,
         user: &mut UserMem<'_>,
-        places: &[Place],
-    ) -> (usize, Option<Problem>) {
-        let mut pieces = Puts::<PIECES>::new();
-        // How many pieces there are up to the end of each packet.
-        let mut ends = [0; WINDOW];
-        let (mut ready, mut end) = (0, 0);
-        for (place, slot) in places.iter().zip(&mut ends) {
-            let segs = self.chains.segments_of(place.first, place.chains);
-            let Some(packet) = self.packets.get(ready) else {
-                break;
-            };
-            if !add_pieces(&mut pieces, &packet, ring.header.guest(), segs) {
-                pieces.truncate(end);
-                break;
-            }
-            ready += 1;
-            end = pieces.len();
-            *slot = end;
+        sum: &mut Sum,
+    ) -> vcore::Result<Option<Stop>> {
+        let Some(packet) = self.packets.get(0) else {
+            return Ok(None);
+        };
+        let len = packet.len() + ring.header.guest();
+        let chains = match find_room(&mut self.chains, ring, user, 0, len) {
+            Ok(Room::In(chains)) => chains,
+            Ok(Room::Later) => return Ok(Some(Stop::NoBuffers)),
+            Ok(Room::Never) => return Ok(Some(Stop::Drop(Problem::TooSmall))),
+            Err(e) => return Ok(Some(Stop::Ring(e))),
+        };
+        let segs = self.chains.segments_of(0, chains);
+        if let Err(problem) = write_alone(user, &packet, &ring.header, segs, chains) {
+            return Ok(Some(Stop::Drop(problem)));
         }
-        if ready > 0 {
-            let written = user.put_all(&pieces);
-            let done = ends.iter().take(ready).take_while(|&&end| end <= written);
-            let done = done.count();
-            return (done, (done < ready).then_some(Problem::Ring(Error::Fault)));
-        }
-        // One in many pieces goes alone.
-        match (places.first(), self.packets.get(0)) {
-            (Some(place), Some(packet)) => {
-                let segs = self.chains.segments_of(place.first, place.chains);
-                match write_alone(user, &packet, ring.header.guest(), segs) {
-                    Ok(()) => (1, None),
-                    Err(problem) => (0, Some(problem)),
-                }
-            }
-            _ => (0, None),
-        }
+        self.packets.consume(1);
+        self.use_chains(ring, user, chains, len, sum)?;
+        Ok(None)
     }
 
     /// Delivers packets from a socket's queue, one by one.
@@ -342,62 +329,58 @@ impl Rx {
                 ring.drop_packet(problem);
                 continue;
             }
-            let first = 0;
-            if let Err(e) = self.use_chains(ring, user, &[Place { first, chains, len }], sum) {
+            if let Err(e) = self.use_chains(ring, user, chains, len, sum) {
                 return Next::Stall(e);
             }
         }
         Next::Again
     }
 
-    /// Returns the chains of `places`, which are the first ones, to the driver with packets in
-    /// them.
-    #[inline]
+    /// Returns the first `count` chains to the driver, with a packet of `len` bytes in them.
     fn use_chains(
         &mut self,
         ring: &mut Ring,
         user: &mut UserMem<'_>,
-        places: &[Place],
+        count: usize,
+        len: usize,
         sum: &mut Sum,
     ) -> vcore::Result {
-        let (mut n, mut count) = (0, 0);
-        for place in places {
-            if ring.memory.log.buffers {
-                let segs = self.chains.segments_of(place.first, place.chains);
-                // A bit that cannot be set is lost, the packet is not.
-                if let Err(e) = ring.memory.log_packet(user, segs, place.len) {
-                    ring.fail(e);
-                }
+        if ring.memory.log.buffers {
+            log(ring, user, self.chains.segments_of(0, count), len);
+        }
+        let (mut n, mut left) = (0, len as u64);
+        for i in 0..count {
+            let Some(chain) = self.chains.get(i) else {
+                break;
+            };
+            if n == self.used.len() {
+                ring.put_used(user, &self.used)?;
+                n = 0;
             }
-            let mut left = place.len as u64;
-            for i in place.first..place.first + place.chains {
-                let Some(chain) = self.chains.get(i) else {
-                    break;
-                };
-                if n == self.used.len() {
-                    ring.put_used(user, &self.used)?;
-                    n = 0;
-                }
-                let written = chain.len.min(left);
-                left -= written;
-                if let Some(slot) = self.used.get_mut(n) {
-                    // CAST: a packet has fewer than 2^32 bytes.
-                    *slot = used_elem(chain.head, written as u32);
-                }
-                n += 1;
+            let written = chain.len.min(left);
+            left -= written;
+            if let Some(slot) = self.used.get_mut(n) {
+                // CAST: a packet has fewer than 2^32 bytes.
+                *slot = used_elem(chain.head, written as u32);
             }
-            count += place.chains;
-            sum.packets += 1;
-            sum.bytes += place.len as u64;
+            n += 1;
         }
         ring.put_used(user, self.used.get(..n).unwrap_or(&[]))?;
         self.chains.pop(count);
+        sum.packets += 1;
+        sum.bytes += len as u64;
+        self.tell(ring, user, sum, count);
+        Ok(())
+    }
+
+    /// Tells the driver of used chains, now and then: `count` more were used.
+    #[inline]
+    fn tell(&self, ring: &mut Ring, user: &mut UserMem<'_>, sum: &mut Sum, count: usize) {
         sum.untold += count;
         if sum.untold > MAX_TAKE {
             ring.flush(user, self.chains.is_empty());
             sum.untold = 0;
         }
-        Ok(())
     }
 
     /// If the first chain is one that no packet can go to, returns it to the driver unused. If
@@ -423,23 +406,40 @@ fn num_buffers(chains: usize) -> [u8; 2] {
     (chains as u16).to_le_bytes()
 }
 
-/// Finds chains for `len` bytes from the `first`th on, taking more from the ring as needed.
-#[inline(always)]
-fn find_room(
-    chains: &mut Chains,
-    ring: &mut Ring,
-    user: &mut UserMem<'_>,
-    first: usize,
-    len: usize,
-) -> vcore::Result<Room> {
-    match chains.get(first) {
-        // Most packets fit the next chain.
-        Some(chain) if chain.refused.is_none() && chain.len >= len as u64 => Ok(Room::In(1)),
-        _ => find_more_room(chains, ring, user, first, len),
+/// Marks what was written to the first `len` bytes of `segs` in the log.
+#[cold]
+fn log(ring: &mut Ring, user: &mut UserMem<'_>, segs: &[Seg], len: usize) {
+    // A bit that cannot be set is lost, the packet is not.
+    if let Err(e) = ring.memory.log_packet(user, segs, len) {
+        ring.fail(e);
     }
 }
 
-fn find_more_room(
+/// The head of the `i`th chain, if it alone has room for `len` bytes. Takes more from the ring as
+/// needed.
+#[inline(always)]
+fn room_for(
+    chains: &mut Chains,
+    ring: &mut Ring,
+    user: &mut UserMem<'_>,
+    i: usize,
+    len: usize,
+) -> core::result::Result<u16, Stop> {
+    match chains.get(i) {
+        // Most packets fit the next chain.
+        Some(chain) if chain.refused.is_none() && chain.len >= len as u64 => Ok(chain.head),
+        _ => match find_room(chains, ring, user, i, len) {
+            Ok(Room::In(1)) => chains.get(i).map(|chain| chain.head).ok_or(Stop::Alone),
+            Ok(Room::In(_)) => Err(Stop::Alone),
+            Ok(Room::Later) => Err(Stop::NoBuffers),
+            Ok(Room::Never) => Err(Stop::Drop(Problem::TooSmall)),
+            Err(e) => Err(Stop::Ring(e)),
+        },
+    }
+}
+
+/// Finds chains for `len` bytes from the `first`th on, taking more from the ring as needed.
+fn find_room(
     chains: &mut Chains,
     ring: &mut Ring,
     user: &mut UserMem<'_>,
@@ -491,22 +491,32 @@ fn add_pieces<'a>(
     let (Some(all), Some(frame)) = (packet.header(), packet.bytes()) else {
         return false;
     };
-    spread(segs, 0, all.get(..header).unwrap_or(&[]), |to, from| {
-        pieces.push(to, from)
-    }) && spread(segs, header as u64, frame, |to, from| pieces.push(to, from))
+    let all = all.get(..header).unwrap_or(&[]);
+    if let [seg] = segs {
+        // There is room, and no header is as long as an address space.
+        return pieces.push(seg.at, all) && pieces.push(seg.at.at(header as u64), frame);
+    }
+    spread(segs, 0, all, |to, from| pieces.push(to, from))
+        && spread(segs, header as u64, frame, |to, from| pieces.push(to, from))
 }
 
-/// Writes header and frame of a packet to `segs`.
+/// Writes header and frame of a packet to `segs`, which belong to `chains` chains.
 fn write_alone(
     user: &mut UserMem<'_>,
     packet: &PacketView<'_>,
-    header: usize,
+    header: &HeaderLen,
     segs: &[Seg],
+    chains: usize,
 ) -> core::result::Result<(), Problem> {
-    let all = packet.header().ok_or(Problem::Header)?;
-    scatter(user, segs, 0, all.get(..header).unwrap_or(&[]))?;
+    let mut all = *packet.header().ok_or(Problem::Header)?;
+    if header.num_buffers {
+        if let Some(to) = all.get_mut(hdr::NUM_BUFFERS) {
+            to.copy_from_slice(&num_buffers(chains));
+        }
+    }
+    scatter(user, segs, 0, all.get(..header.guest()).unwrap_or(&[]))?;
     packet
-        .copy_to(user, segs, header)
+        .copy_to(user, segs, header.guest())
         .map_err(|_| Problem::Ring(Error::Fault))
 }
 

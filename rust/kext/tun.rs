@@ -231,8 +231,8 @@ impl Drop for Packet {
 pub(crate) struct Packets {
     slots: KVec<Option<Packet>>,
     infos: KVec<bindings::rvh_packet>,
-    /// Whether the infos were made with tunnel fields.
-    described: Option<bool>,
+    /// What the infos were made with; see [`Self::describe`].
+    described: Option<(bool, bool)>,
     head: usize,
     tail: usize,
 }
@@ -331,10 +331,11 @@ impl Packets {
         self.tail - self.head
     }
 
-    /// Looks at all of them, with tunnel fields in their headers if asked for.
+    /// Looks at all of them. Their headers have tunnel fields, or say nothing, if asked for, and
+    /// that the packet is in one buffer.
     #[inline]
-    pub(crate) fn describe(&mut self, tunnel: bool) {
-        if self.described == Some(tunnel) {
+    pub(crate) fn describe(&mut self, tunnel: bool, blank: bool) {
+        if self.described == Some((tunnel, blank)) {
             return;
         }
         let range = self.head..self.tail;
@@ -353,30 +354,32 @@ impl Packets {
                 infos.as_mut_ptr(),
                 slots.len() as c_int,
                 tunnel,
+                blank,
             )
         };
-        self.described = Some(tunnel);
+        self.described = Some((tunnel, blank));
     }
 
     /// What there is to know of the `i`th packet, if they were [looked at](Self::describe).
     #[inline]
     pub(crate) fn get(&self, i: usize) -> Option<PacketView<'_>> {
-        self.described?;
-        let range = self.head..self.tail;
-        let packet = self.slots.get(range.clone())?.get(i)?.as_ref()?;
-        // INVARIANT: By the type's invariant the info describes this packet.
-        Some(PacketView {
-            packet,
-            info: self.infos.get(range)?.get(i)?,
-        })
+        self.views().nth(i)
     }
 
-    /// The header of the `i`th packet; `None` if none can describe it.
+    /// What there is to know of each packet, if they were [looked at](Self::describe).
     #[inline]
-    pub(crate) fn header_mut(&mut self, i: usize) -> Option<&mut [u8; hdr::MAX_BYTES]> {
-        self.described?;
-        let info = self.infos.get_mut(self.head..self.tail)?.get_mut(i)?;
-        (!info.bad).then_some(&mut info.header)
+    pub(crate) fn views(&self) -> impl Iterator<Item = PacketView<'_>> {
+        let range = match self.described {
+            Some(_) => self.head..self.tail,
+            None => 0..0,
+        };
+        let slots = self.slots.get(range.clone()).unwrap_or(&[]);
+        let infos = self.infos.get(range).unwrap_or(&[]);
+        slots.iter().zip(infos).map_while(|(slot, info)| {
+            // INVARIANT: By the type's invariant the info describes this packet.
+            let packet = slot.as_ref()?;
+            Some(PacketView { packet, info })
+        })
     }
 
     /// Frees the first `n` packets, which were delivered.

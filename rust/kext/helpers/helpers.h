@@ -87,7 +87,7 @@ int rvh_ring_consume(struct ptr_ring *ring, void **packets, int max, bool count_
 void rvh_ring_free(void **packets, int count);
 void rvh_ring_unconsume(struct ptr_ring *ring, void **packets, int count);
 bool rvh_ring_empty(struct ptr_ring *ring);
-void rvh_tun_describe(void **packets, struct rvh_packet *infos, int count, bool tunnel);
+void rvh_tun_describe(void **packets, struct rvh_packet *infos, int count, bool tunnel, bool blank);
 int rvh_tun_packet_to_user(void *packet, const struct rvh_packet *info,
 			   const struct iovec *iov, unsigned long nr, size_t skip);
 

@@ -62,7 +62,7 @@ void rvh_ring_free(void **packets, int count)
 	local_bh_enable();
 }
 
-static void rvh_tun_packet(void *packet, bool tunnel, struct rvh_packet *info)
+static void rvh_tun_packet(void *packet, bool tunnel, bool blank, struct rvh_packet *info)
 {
 	struct virtio_net_hdr_v1_hash_tunnel *header = (void *)info->header;
 
@@ -85,7 +85,9 @@ static void rvh_tun_packet(void *packet, bool tunnel, struct rvh_packet *info)
 		info->linear = skb_headlen(skb);
 		info->len = skb->len + vlan;
 		info->tagged = vlan;
-		if (tunnel) {
+		if (blank) {
+			memset(info->header, 0, sizeof(info->header));
+		} else if (tunnel) {
 			memset(info->header, 0, sizeof(info->header));
 			info->bad = virtio_net_hdr_tnl_from_skb(skb, header, true, true, vlan,
 								true, false);
@@ -93,14 +95,15 @@ static void rvh_tun_packet(void *packet, bool tunnel, struct rvh_packet *info)
 			info->bad = virtio_net_hdr_from_skb(skb, (void *)header, true, true, vlan);
 		}
 	}
+	header->hash_hdr.hdr.num_buffers = cpu_to_le16(1);
 }
 
-void rvh_tun_describe(void **packets, struct rvh_packet *infos, int count, bool tunnel)
+void rvh_tun_describe(void **packets, struct rvh_packet *infos, int count, bool tunnel, bool blank)
 {
 	int i;
 
 	for (i = 0; i < count; i++)
-		rvh_tun_packet(packets[i], tunnel, &infos[i]);
+		rvh_tun_packet(packets[i], tunnel, blank, &infos[i]);
 }
 
 int rvh_tun_packet_to_user(void *packet, const struct rvh_packet *info,
