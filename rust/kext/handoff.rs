@@ -176,7 +176,7 @@ impl<T: Send + Unpin> Handoff<T> {
     // The thread's side.
 
     /// Waits for the value; `None` when the thread [is to end](Self::is_ending), or is
-    /// [interrupted](super::sched::interrupted).
+    /// [interrupted].
     pub(crate) fn receive(&self) -> Option<T> {
         loop {
             self.bell.answer(events::CONTROL);

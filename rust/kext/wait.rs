@@ -194,7 +194,7 @@ impl Bell {
     }
 
     /// Sleeps until one of `events` has been rung, or the thread is
-    /// [interrupted](super::sched::interrupted). To be called by the bell's own thread, which costs
+    /// [interrupted]. To be called by the bell's own thread, which costs
     /// nothing while it sleeps.
     pub(crate) fn sleep_until(&self, events: u32) {
         loop {

@@ -14,24 +14,31 @@
 /* The device shall receive what is not addressed to it as well. */
 #define RVHOST_NETDEV_F_PROMISC		(1U << 0)
 
-/*
- * Runs both virtqueues on a network device of the caller's network namespace, where CAP_NET_ADMIN
- * is needed. What the device receives goes to the guest and nowhere else; what the guest sends is
- * transmitted by the device. Queue pairs of one owner on one device share what it receives: they
- * are the queues of a port.
+/**
+ * struct rvhost_net_netdev - argument of RVHOST_NET_SET_NETDEV
+ * @ifindex: the network device, of the caller's network namespace
+ * @flags: RVHOST_NETDEV_F_*
+ * @queue: which of the port, below 256, or RVHOST_NETDEV_ANY_QUEUE
+ * @offloads: what the guest takes: TUN_F_* of linux/if_tun.h
+ * @ring: packets that may wait for the guest; 0: 1024
+ * @reserved: 0
+ *
+ * Runs both virtqueues on a network device, for which CAP_NET_ADMIN is needed. What the device
+ * receives goes to the guest and nowhere else; what the guest sends is transmitted by the device.
+ * Queue pairs of one owner on one device share what it receives: they are the queues of a port.
  *
  * Each virtqueue is stopped by VHOST_NET_SET_BACKEND with -1.
  *
- * EPERM: no capability. ENODEV: no such device. EINVAL: no Ethernet device, or an unknown flag.
- * EBUSY: the device is enslaved, or another owner's, or the queue is taken.
+ * Errors: EPERM: no capability. ENODEV: no such device. EINVAL: no Ethernet device, or an unknown
+ * flag. EBUSY: the device is enslaved, or another owner's, or the queue is taken.
  */
 struct rvhost_net_netdev {
 	__u32 ifindex;
-	__u32 flags;		/* RVHOST_NETDEV_F_* */
-	__u32 queue;		/* of the port, below 256, or RVHOST_NETDEV_ANY_QUEUE */
-	__u32 offloads;		/* what the guest takes: TUN_F_* of linux/if_tun.h */
-	__u32 ring;		/* packets that may wait for the guest; 0: 1024 */
-	__u32 reserved[3];	/* 0 */
+	__u32 flags;
+	__u32 queue;
+	__u32 offloads;
+	__u32 ring;
+	__u32 reserved[3];
 };
 
 #define RVHOST_NET_SET_NETDEV	_IOW(0xAF, 0xE0, struct rvhost_net_netdev)
@@ -44,21 +51,34 @@ struct rvhost_net_netdev {
 #define RVHOST_RSS_F_TABLE		(1U << 4)	/* table and table_len */
 #define RVHOST_RSS_F_EVEN		(1U << 5)	/* the table follows the queues there are, evenly */
 
-/*
+/**
+ * struct rvhost_net_rss - argument of RVHOST_NET_SET_RSS and RVHOST_NET_GET_RSS
+ * @flags: SET: RVHOST_RSS_F_*; GET: EVEN if that is so
+ * @hash_types: VIRTIO_NET_HASH_TYPE_* bits
+ * @unclassified: the queue for what cannot be hashed
+ * @table_len: a power of two, up to 128
+ * @key_len: up to 40; GET: 40
+ * @reserved: 0
+ * @key: the key
+ * @table: queues
+ * @carried: GET: packets that fell on each entry
+ *
  * How a port distributes what its device receives (virtio 1.3, 5.1.6.5.7). The port is that of the
- * queue pair behind the file; ENOTCONN if it is on none. May be changed while packets flow: a flow
- * moves only if its entry of the table does.
+ * queue pair behind the file. May be changed while packets flow: a flow moves only if its entry of
+ * the table does. For the device's owner.
+ *
+ * Errors: EPERM for others; ENOTCONN if the queue pair is on no port; EINVAL.
  */
 struct rvhost_net_rss {
-	__u32 flags;		/* SET: RVHOST_RSS_F_*; GET: EVEN if that is so */
-	__u32 hash_types;	/* VIRTIO_NET_HASH_TYPE_* bits */
-	__u16 unclassified;	/* the queue for what cannot be hashed */
-	__u16 table_len;	/* a power of two, up to 128 */
-	__u16 key_len;		/* up to 40; GET: 40 */
-	__u16 reserved;		/* 0 */
+	__u32 flags;
+	__u32 hash_types;
+	__u16 unclassified;
+	__u16 table_len;
+	__u16 key_len;
+	__u16 reserved;
 	__u8 key[40];
-	__u16 table[128];	/* queues */
-	__u64 carried[128];	/* GET: packets that fell on each entry */
+	__u16 table[128];
+	__u64 carried[128];
 };
 
 #define RVHOST_NET_SET_RSS	_IOW(0xAF, 0xE1, struct rvhost_net_rss)

@@ -5,6 +5,7 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::fs::MetadataExt;
+use std::process::Command;
 
 use serde_json::json;
 use serde_json::Value;
@@ -106,6 +107,7 @@ fn config(system: &System) -> Finding {
     let Some((place, text)) = places
         .into_iter()
         .find_map(|place| Some((place.clone(), system.read(&place)?)))
+        .or_else(|| running_config(system))
     else {
         // A module that runs has what it needs.
         let (level, remedy) = if system.exists("/sys/module/rvhost_net") {
@@ -146,6 +148,15 @@ fn config(system: &System) -> Finding {
             "build a kernel with these options, or choose one that has them",
         )
     }
+}
+
+/// What the running kernel tells of its configuration itself, if gzip is there to read it.
+fn running_config(system: &System) -> Option<(String, String)> {
+    let place = "/proc/config.gz";
+    let file = std::fs::File::open(system.path(place)).ok()?;
+    let gzip = Command::new("gzip").arg("-dc").stdin(file).output().ok()?;
+    let text = String::from_utf8(gzip.stdout).ok()?;
+    gzip.status.success().then(|| (place.to_owned(), text))
 }
 
 fn module(system: &System) -> Finding {
