@@ -212,7 +212,7 @@ impl Tx {
             return self.send_single(ring, user, endpoint, i, skip, len);
         }
         let packet = Source {
-            segs: self.chains.segments(i),
+            segs: self.chains.segments_in(chain),
             skip,
             len,
             header,

@@ -24,8 +24,10 @@ use crate::vcore::{
 /// Packets in a batch.
 pub(crate) const BATCH: usize = bindings::RVH_TX_BATCH as usize;
 
+/// `len`, a few pages at most, and what is missing to whole cache lines.
+#[inline]
 const fn cache_aligned(len: usize) -> usize {
-    len.next_multiple_of(bindings::RVH_SMP_CACHE_BYTES)
+    len.wrapping_add(bindings::RVH_SMP_CACHE_BYTES - 1) & !(bindings::RVH_SMP_CACHE_BYTES - 1)
 }
 
 /// Pieces of user memory that a batch may consist of; packets in more pieces than are left are
@@ -50,24 +52,12 @@ pub(crate) struct TxBatch {
     gone: usize,
     /// Flows that were sent lately.
     recent: KBox<Recent>,
-    /// What there is to know of the packets that are to be copied yet.
-    added: KVec<Added>,
+    /// Bytes of the header of each packet that is to be copied yet.
+    header: usize,
+    /// For each packet that is to be copied yet, how many copies there are up to its end.
+    added: KVec<usize>,
     copies: KVec<bindings::rvh_copy>,
     pages: bindings::page_frag_cache,
-}
-
-/// A packet that is yet to be copied.
-struct Added {
-    /// The start of its fragment.
-    start: *mut u8,
-    /// Where its header starts.
-    from: *mut u8,
-    /// Bytes of its header.
-    header: usize,
-    /// Bytes of header and frame.
-    len: usize,
-    /// How many copies there are up to its end.
-    copies: usize,
 }
 
 // SAFETY: Pages and their fragments may be used and freed by any thread.
@@ -75,7 +65,7 @@ unsafe impl Send for TxBatch {}
 
 impl TxBatch {
     /// Bytes that one takes, without the packets in it.
-    pub(crate) const BYTES: usize = BATCH * (size_of::<bindings::xdp_buff>() + size_of::<Added>())
+    pub(crate) const BYTES: usize = BATCH * (size_of::<bindings::xdp_buff>() + size_of::<usize>())
         + PIECES * size_of::<bindings::rvh_copy>()
         + size_of::<Recent>();
 
@@ -91,6 +81,7 @@ impl TxBatch {
             filled: 0,
             gone: 0,
             recent: KBox::new(Recent::default(), GFP_KERNEL)?,
+            header: 0,
             added: KVec::with_capacity(BATCH, GFP_KERNEL)?,
             copies: KVec::with_capacity(PIECES, GFP_KERNEL)?,
             pages: pin_init::zeroed(),
@@ -109,7 +100,7 @@ impl TxBatch {
     }
 
     /// Adds a packet, to be copied when the batch is filled; [`Refused::Length`] if it is too long
-    /// for a batch, or the batch is full.
+    /// for a batch, or the batch is full, or those before it have another header.
     #[inline]
     pub(crate) fn add(
         &mut self,
@@ -118,16 +109,24 @@ impl TxBatch {
         headroom: bool,
     ) -> Result<(), Refused> {
         let &Source { len, header, .. } = packet;
-        if header > hdr::MAX_BYTES || header > len || len > bindings::RVH_PAGE_SIZE {
-            return Err(Refused::Length);
+        if header != self.header {
+            // All that are copied together have the same.
+            if header > hdr::MAX_BYTES || !self.added.is_empty() {
+                return Err(Refused::Length);
+            }
+            self.header = header;
         }
+        let frame = len.checked_sub(header).ok_or(Refused::Length)?;
         let at = self.filled + self.added.len();
         let slot = self.bufs.get_mut(at).ok_or(Refused::Length)?;
         let pad = Self::pad(header, headroom);
-        if cache_aligned(pad + len) + bindings::RVH_SHARED_INFO > bindings::RVH_PAGE_SIZE {
+        if frame > bindings::RVH_PAGE_SIZE {
             return Err(Refused::Length);
         }
-        let size = cache_aligned(pad + len - header) + bindings::RVH_SHARED_INFO;
+        let size = cache_aligned(pad + frame) + bindings::RVH_SHARED_INFO;
+        if size > bindings::RVH_PAGE_SIZE {
+            return Err(Refused::Length);
+        }
         // SAFETY: The cache is ours; the size is a page at most.
         // CAST: a page's size fits 32 bits; the mask is that of a power of two.
         let start = unsafe {
@@ -143,12 +142,12 @@ impl TxBatch {
             return Err(Refused::Memory);
         }
         let fragment = Fragment(start);
-        // SAFETY: `pad` exceeds the header, and `pad + len - header` is within the fragment.
+        // SAFETY: `pad` exceeds the header, and `pad + frame` is within the fragment.
         let (from, data, end) = unsafe {
             (
                 start.add(pad - header),
                 start.add(pad),
-                start.add(pad + len - header),
+                start.add(pad + frame),
             )
         };
         // INVARIANT: The copies go to `len` bytes from `from` on, which are within the fragment.
@@ -156,14 +155,7 @@ impl TxBatch {
             // SAFETY: `len` bytes from `from` on are within the fragment.
             unsafe { packet.copy(user, from) }.map_err(|_| Refused::Fault)?;
         }
-        let added = Added {
-            start,
-            from,
-            header,
-            len,
-            copies: self.copies.len(),
-        };
-        if self.added.push_within_capacity(added).is_err() {
+        if self.added.push_within_capacity(self.copies.len()).is_err() {
             return Err(Refused::Length);
         }
         // INVARIANT: The slot describes the fragment, which now belongs to the batch.
@@ -189,14 +181,18 @@ impl TxBatch {
     ) {
         let first = self.filled;
         let mut copied = self.carry_out(user, 0);
-        for (i, added) in self.added.iter().enumerate() {
-            let outcome = if copied < added.copies {
+        for (i, &copies) in self.added.iter().enumerate() {
+            let Some(buf) = self.bufs.get(first + i) else {
+                break;
+            };
+            let start = buf.data_hard_start;
+            let outcome = if copied < copies {
                 // Those of the packets behind it may succeed.
-                copied = self.carry_out(user, added.copies);
+                copied = self.carry_out(user, copies);
                 Err(Refused::Fault)
             } else {
-                // SAFETY: All of the packet was copied; what it was copied to is ours.
-                unsafe { added.finish(&mut fix) }
+                // SAFETY: All of the packet was copied to the fragment, which is ours.
+                unsafe { finish(buf, self.header, &mut fix) }
             };
             // The places of packets that were left out are taken by those behind them.
             if self.filled < first + i {
@@ -206,7 +202,7 @@ impl TxBatch {
                 Ok(()) => self.filled += 1,
                 Err(e) => {
                     refused(e);
-                    drop(Fragment(added.start));
+                    drop(Fragment(start.cast()));
                 }
             }
         }
@@ -280,48 +276,53 @@ impl TxBatch {
     }
 
     fn drop_added(&mut self) {
-        for added in &self.added {
-            drop(Fragment(added.start));
+        for buf in self.bufs.iter().skip(self.filled).take(self.added.len()) {
+            drop(Fragment(buf.data_hard_start.cast()));
         }
         self.added.clear();
         self.copies.clear();
     }
 }
 
-impl Added {
-    /// Puts the header to the very start of the fragment, where the device looks for it, and reads
-    /// the longest one it knows.
-    ///
-    /// # Safety
-    ///
-    /// The fragment must be as `TxBatch::add` made it, with the packet in it.
-    #[inline]
-    unsafe fn finish(
-        &self,
-        fix: &mut impl FnMut(&mut [u8; hdr::BASE_BYTES], usize) -> bool,
-    ) -> Result<(), Refused> {
-        // SAFETY: By the function's contract the header is there.
-        let header = unsafe { slice::from_raw_parts(self.from, self.header) };
-        let mut head = [0; hdr::MAX_BYTES];
-        if let Some(known) = header.first_chunk::<12>().filter(|_| header.len() == 12) {
-            // The common length, known to the compiler.
-            if let Some(to) = head.first_chunk_mut() {
-                *to = *known;
-            }
-        } else if let Some(to) = head.get_mut(..header.len()) {
-            to.copy_from_slice(header);
+/// Puts the header, of `header` bytes, to the very start of the fragment, where the device looks for
+/// it, and reads the longest one it knows.
+///
+/// # Safety
+///
+/// The fragment must be as [`TxBatch::add`] made it for such a header, with the packet in it.
+#[inline]
+unsafe fn finish(
+    buf: &bindings::xdp_buff,
+    header: usize,
+    fix: &mut impl FnMut(&mut [u8; hdr::BASE_BYTES], usize) -> bool,
+) -> Result<(), Refused> {
+    let from = buf.data.cast::<u8>().wrapping_sub(header);
+    let len = buf.data_end.addr().saturating_sub(from.addr());
+    // SAFETY: By the function's contract the header is in front of the frame.
+    let header = unsafe { slice::from_raw_parts(from, header) };
+    let mut head = [0; hdr::MAX_BYTES];
+    if let Some(known) = header.first_chunk::<12>().filter(|_| header.len() == 12) {
+        // The common length, known to the compiler.
+        if let Some(to) = head.first_chunk_mut() {
+            *to = *known;
         }
-        if header.len() >= hdr::BASE_BYTES {
-            if let Some(base) = head.first_chunk_mut() {
-                if !fix(base, self.len) {
-                    return Err(Refused::Header);
-                }
-            }
-        }
-        // SAFETY: The fragment starts with a cache line of padding, which is longer.
-        unsafe { self.start.cast::<[u8; hdr::MAX_BYTES]>().write(head) };
-        Ok(())
+    } else if let Some(to) = head.get_mut(..header.len()) {
+        to.copy_from_slice(header);
     }
+    if header.len() >= hdr::BASE_BYTES {
+        if let Some(base) = head.first_chunk_mut() {
+            if !fix(base, len) {
+                return Err(Refused::Header);
+            }
+        }
+    }
+    // SAFETY: The fragment starts with a cache line of padding, which is longer.
+    unsafe {
+        buf.data_hard_start
+            .cast::<[u8; hdr::MAX_BYTES]>()
+            .write(head)
+    };
+    Ok(())
 }
 
 /// What tests look at.

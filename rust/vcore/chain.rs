@@ -116,13 +116,14 @@ where
     /// The segments of the `i`th chain; of a refused chain, none.
     #[inline]
     pub fn segments(&self, i: usize) -> &[Seg] {
-        match self.get(i) {
-            Some(c) => {
-                let first = usize::from(c.first_seg);
-                self.segments_between(first, first + usize::from(c.segs))
-            }
-            None => &[],
-        }
+        self.get(i).map_or(&[], |chain| self.segments_in(chain))
+    }
+
+    /// The segments of `chain`, which is one of these; of a refused chain, none.
+    #[inline]
+    pub fn segments_in(&self, chain: &Chain) -> &[Seg] {
+        let first = usize::from(chain.first_seg);
+        self.segments_between(first, first + usize::from(chain.segs))
     }
 
     /// The segments of `n` chains from the `from`th on, which lie one after the other.
@@ -170,7 +171,8 @@ where
         };
         // PANIC: both ranges lie within the storage by the type's invariants.
         self.chains.copy_within(self.head..self.tail, 0);
-        self.segs.copy_within(usize::from(first_seg)..self.seg_tail, 0);
+        self.segs
+            .copy_within(usize::from(first_seg)..self.seg_tail, 0);
         self.tail -= self.head;
         self.head = 0;
         self.seg_tail -= usize::from(first_seg);
