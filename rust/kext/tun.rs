@@ -50,7 +50,21 @@ pub(crate) struct TapQueue {
     ring: NonNull<bindings::ptr_ring>,
     /// Whether the device leaves the count of packets sent to who takes them.
     counts_sent: bool,
-    device: Option<TapDevice>,
+    taker: Taker,
+}
+
+/// Who takes batches of packets.
+///
+/// # Invariants
+///
+/// `Vtap` stands by the socket of such a device's queue.
+enum Taker {
+    /// The device of a TAP.
+    Tap(TapDevice),
+    /// The device of a MacVTap or IPVTap, which its queue knows.
+    Vtap,
+    /// Nobody but the socket.
+    Socket,
 }
 
 /// The device of a TAP.
@@ -82,7 +96,11 @@ impl TapQueue {
             )
         };
         let counts_sent = tun.is_some();
-        let device = tun.and_then(|(sock, _)| TapDevice::find(sock));
+        let taker = match tun {
+            Some((sock, _)) => TapDevice::find(sock).map_or(Taker::Socket, Taker::Tap),
+            // INVARIANT: If it is not that either, there is no socket.
+            None => Taker::Vtap,
+        };
         // SAFETY: As above.
         let (sock, ring) = tun
             .or_else(|| unsafe {
@@ -98,7 +116,7 @@ impl TapQueue {
             // INVARIANT: So was the ring.
             ring,
             counts_sent,
-            device,
+            taker,
         })
     }
 
@@ -122,9 +140,12 @@ impl TapQueue {
     /// `EBADFD` if the device is gone; the packets are freed.
     #[inline]
     pub(crate) fn send_batch(&self, batch: &mut TxBatch, tunnel: bool) -> Result {
-        let device = self.device.as_ref().filter(|_| !tunnel);
+        let taker = match &self.taker {
+            _ if tunnel => &Taker::Socket,
+            taker => taker,
+        };
         // A TAP with several queues learns by its sockets which flow belongs to which queue.
-        let learns = device.is_some_and(TapDevice::has_queues);
+        let learns = matches!(taker, Taker::Tap(device) if device.has_queues());
         let now = if learns { sched::clock() } else { 0 };
         while let Some((bufs, all)) = batch.front() {
             let (known, count) = if learns {
@@ -132,9 +153,16 @@ impl TapQueue {
             } else {
                 (true, all)
             };
-            let received =
-                known && device.is_some_and(|device| device.receive(&self.socket, bufs, count));
-            if !received {
+            let taken = match taker {
+                Taker::Tap(device) => known && device.receive(&self.socket, bufs, count),
+                // SAFETY: By the taker's invariant this is such a device's socket; `count` buffers
+                // are filled as it wants them.
+                Taker::Vtap => unsafe {
+                    bindings::rvh_vtap_send(self.socket.as_ptr(), bufs, count.into())
+                },
+                Taker::Socket => false,
+            };
+            if !taken {
                 // SAFETY: `count` buffers are filled as the device wants them.
                 let sent = unsafe { self.socket.send_batch(bufs, count) };
                 if sent.is_err() {

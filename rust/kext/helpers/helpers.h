@@ -103,6 +103,9 @@ bool rvh_tap_has_queues(struct net_device *dev);
 bool rvh_tap_receive(struct net_device *dev, struct socket *sock, struct sock *const *slot,
 		     struct xdp_buff *bufs, unsigned int count);
 
+/* macvtap.c: MacVTaps and IPVTaps */
+bool rvh_vtap_send(struct socket *sock, struct xdp_buff *bufs, unsigned int count);
+
 /* port.c: network devices whose packets go to rings, and that transmit ours */
 
 /* A packet that arrived. */

@@ -13,6 +13,7 @@ use anyhow::Result;
 use clap::Args;
 use clap::ValueEnum;
 
+use crate::bench::rig::Below;
 use crate::bench::rig::Rig;
 use crate::bench::rig::Shape;
 use crate::bench::threads::Threads;
@@ -119,6 +120,10 @@ pub(crate) struct BenchArgs {
     /// Give the TAP so many queues, and each a device.
     #[arg(long, default_value_t = 1)]
     queues: u16,
+    /// Run on a MacVTap: above a device that drops what it sends, or, to receive, above one end of a
+    /// pair, where the whole includes what comes before the MacVTap.
+    #[arg(long, conflicts_with_all = ["gso", "queues", "devices"])]
+    macvtap: bool,
     /// Confine us to this CPU, and the device's threads to the next.
     #[arg(long)]
     pin: Option<usize>,
@@ -142,6 +147,10 @@ impl BenchArgs {
             regions: self.regions,
             busyloop: self.busyloop,
             queue_len: 2 * self.burst() as u32,
+            macvtap: self.macvtap.then_some(match self.direction {
+                Way::Tx => Below::Dummy,
+                Way::Rx | Way::Both => Below::Pair,
+            }),
         }
     }
 

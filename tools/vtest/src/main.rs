@@ -40,6 +40,7 @@ mod late;
 mod mem;
 mod model;
 mod net;
+mod nft;
 mod poll;
 mod process;
 mod report;

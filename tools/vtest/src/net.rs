@@ -13,6 +13,7 @@ use anyhow::bail;
 use anyhow::Context;
 use anyhow::Result;
 
+use crate::frame::GUEST_MAC;
 use crate::poll;
 
 /// Moves this process into a fresh network namespace in which nothing sends
@@ -157,11 +158,39 @@ pub(crate) fn add_veth(name: &str, peer: &str) -> Result<()> {
     link_request(libc::RTM_NEWLINK, flags, 0, &attributes).with_context(|| format!("making {name}"))
 }
 
+/// Makes an interface that drops all it is to send.
+pub(crate) fn add_dummy(name: &str) -> Result<()> {
+    let info = attribute(libc::IFLA_INFO_KIND, b"dummy");
+    let mut attributes = attribute(libc::IFLA_IFNAME, name.as_bytes());
+    attributes.extend(attribute(libc::IFLA_LINKINFO, &info));
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    link_request(libc::RTM_NEWLINK, flags, 0, &attributes).with_context(|| format!("making {name}"))
+}
+
+/// Whom MacVLANs and MacVTaps on one device hear: their `IFLA_MACVLAN_MODE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Not each other.
+    Private = 1,
+    /// Each other by the switch that the device is connected to.
+    Vepa = 2,
+    /// Each other.
+    Bridge = 4,
+    /// There is only one, which has all packets of its parent.
+    Passthru = 8,
+}
+
+/// `IFLA_MACVLAN_MODE` and `IFLA_IPVLAN_MODE` alike.
+const MODE: u16 = 1;
+
 /// Makes a MacVLAN on `parent`, in bridge mode, that has what is sent to `mac`.
 pub(crate) fn add_macvlan(parent: &str, name: &str, mac: [u8; 6]) -> Result<()> {
-    const IFLA_MACVLAN_MODE: u16 = 1;
-    const BRIDGE: u32 = 4;
-    let data = attribute(IFLA_MACVLAN_MODE, &BRIDGE.to_ne_bytes());
+    add_macvlan_in(Mode::Bridge, parent, name, mac)
+}
+
+/// Makes a MacVLAN of this mode.
+pub(crate) fn add_macvlan_in(mode: Mode, parent: &str, name: &str, mac: [u8; 6]) -> Result<()> {
+    let data = attribute(MODE, &(mode as u32).to_ne_bytes());
     let mut info = attribute(libc::IFLA_INFO_KIND, b"macvlan");
     info.extend(attribute(libc::IFLA_INFO_DATA, &data));
     let mut attributes = attribute(libc::IFLA_LINK, &self::index(parent)?.to_ne_bytes());
@@ -177,24 +206,30 @@ pub(crate) fn add_macvlan(parent: &str, name: &str, mac: [u8; 6]) -> Result<()> 
 pub(crate) enum Vtap {
     /// A MacVTap that has all packets of its parent.
     Mac,
+    /// A MacVTap of this mode, with the guest's address.
+    In(Mode),
     /// An IPVTap, which has its parent's address.
     Ip,
 }
 
 /// Makes such an interface, with this index.
 pub(crate) fn add_vtap(kind: Vtap, parent: &str, name: &str, index: i32) -> Result<()> {
-    // IFLA_MACVLAN_MODE and IFLA_IPVLAN_MODE alike.
-    const MODE: u16 = 1;
-    const PASSTHRU: u32 = 8;
     const L2: u16 = 0;
-    let (kind, data) = match kind {
-        Vtap::Mac => ("macvtap", attribute(MODE, &PASSTHRU.to_ne_bytes())),
+    let (what, data) = match kind {
+        Vtap::Mac => (
+            "macvtap",
+            attribute(MODE, &(Mode::Passthru as u32).to_ne_bytes()),
+        ),
+        Vtap::In(mode) => ("macvtap", attribute(MODE, &(mode as u32).to_ne_bytes())),
         Vtap::Ip => ("ipvtap", attribute(MODE, &L2.to_ne_bytes())),
     };
-    let mut info = attribute(libc::IFLA_INFO_KIND, kind.as_bytes());
+    let mut info = attribute(libc::IFLA_INFO_KIND, what.as_bytes());
     info.extend(attribute(libc::IFLA_INFO_DATA, &data));
     let mut attributes = attribute(libc::IFLA_LINK, &self::index(parent)?.to_ne_bytes());
     attributes.extend(attribute(libc::IFLA_IFNAME, name.as_bytes()));
+    if let Vtap::In(_) = kind {
+        attributes.extend(attribute(libc::IFLA_ADDRESS, &GUEST_MAC));
+    }
     attributes.extend(attribute(libc::IFLA_LINKINFO, &info));
     let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
     link_request(libc::RTM_NEWLINK, flags, index, &attributes)
@@ -202,7 +237,7 @@ pub(crate) fn add_vtap(kind: Vtap, parent: &str, name: &str, index: i32) -> Resu
 }
 
 /// A netlink attribute, padded to a multiple of 4 bytes.
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+pub(crate) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let mut bytes = ((4 + value.len()) as u16).to_ne_bytes().to_vec();
     bytes.extend(kind.to_ne_bytes());
     bytes.extend(value);
@@ -267,6 +302,10 @@ pub(crate) struct Counters {
     pub(crate) rx_packets: u64,
     /// Packets the interface received that found no place.
     pub(crate) rx_dropped: u64,
+    /// Packets the interface sent: for the guest, if it is a TAP.
+    pub(crate) tx_packets: u64,
+    /// Bytes of those.
+    pub(crate) tx_bytes: u64,
     /// Packets for the guest that found no place.
     pub(crate) tx_dropped: u64,
 }
@@ -286,6 +325,8 @@ pub(crate) fn counters(name: &str) -> Result<Counters> {
     Ok(Counters {
         rx_packets: field(1),
         rx_dropped: field(3),
+        tx_bytes: field(8),
+        tx_packets: field(9),
         tx_dropped: field(11),
     })
 }

@@ -63,7 +63,7 @@ pub(crate) fn run(
     }
     let worker = Duration::from_nanos(threads.cpu_ns()? - before);
     let source = match way {
-        Way::Rx => silent_source(rig, batch, rounds)?,
+        Way::Rx if !rig.macvtap => silent_source(rig, batch, rounds)?,
         _ => Duration::ZERO,
     };
     Ok(Cost {

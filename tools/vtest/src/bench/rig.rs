@@ -31,6 +31,7 @@ use crate::ring::Ring;
 use crate::ring::F_INDIRECT;
 use crate::ring::F_NEXT;
 use crate::ring::F_WRITE;
+use crate::tap::Tap;
 use crate::tap::TapOptions;
 use crate::tap::TUN_F_CSUM;
 use crate::tap::TUN_F_TSO4;
@@ -67,12 +68,25 @@ pub(crate) struct Shape {
     pub(crate) busyloop: u32,
     /// Packets that the TAP can hold.
     pub(crate) queue_len: u32,
+    /// On what, if not a TAP.
+    pub(crate) macvtap: Option<Below>,
+}
+
+/// What a MacVTap is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Below {
+    /// A device that drops what it is to send.
+    Dummy,
+    /// One end of a pair; packets for the guest enter at the other.
+    Pair,
 }
 
 /// One queue pair with its driver, its TAP, and a source of packets.
 pub(crate) struct Rig {
     pub(crate) vmm: Vmm,
     pub(crate) source: Source,
+    /// Whether its packets come through more than a TAP.
+    pub(crate) macvtap: bool,
     /// Bytes of a frame.
     pub(crate) frame_len: usize,
     /// RX buffers that one packet fills.
@@ -108,13 +122,20 @@ impl Rig {
             offloads: OFFLOADS,
             ..TapOptions::default()
         };
-        let mut vmm = Setup::new()
+        let setup = Setup::new()
             .features(features)
             .size(shape.ring)
             .tap(tap)
-            .tap_name(name)
-            .build(ctx)?;
-        net::set_queue_len(name, shape.queue_len as i32)?;
+            .tap_name(name);
+        let (mut vmm, name) = match shape.macvtap {
+            Some(below) => {
+                let mut vmm = setup.stopped().build(ctx)?;
+                let name = on_macvtap(&mut vmm, below)?;
+                (vmm, name)
+            }
+            None => (setup.build(ctx)?, name),
+        };
+        net::set_queue_len(vmm.tap.name(), shape.queue_len as i32)?;
         let (hdr, frame) = if shape.gso {
             let len = TCP4_HLEN + GSO_SEGMENTS * usize::from(GSO_SIZE);
             vmm.tx_frames.tcp4(len, GSO_SIZE)
@@ -142,6 +163,7 @@ impl Rig {
         let pieces = packet.len().div_ceil(buffer) as u16;
         let mut rig = Self {
             source,
+            macvtap: shape.macvtap.is_some(),
             frame_len: frame.len(),
             pieces,
             chains: shape.ring / descs_per_chain,
@@ -319,6 +341,29 @@ impl Rig {
         }
         Ok(())
     }
+}
+
+/// Puts a machine on a MacVTap. Returns the device by which packets enter.
+fn on_macvtap(vmm: &mut Vmm, below: Below) -> Result<&'static str> {
+    let (mode, source) = match below {
+        Below::Dummy => {
+            net::add_dummy("near")?;
+            (net::Mode::Vepa, "near")
+        }
+        Below::Pair => {
+            net::add_veth("near", "far")?;
+            net::set_up("far", true)?;
+            (net::Mode::Passthru, "far")
+        }
+    };
+    net::set_up("near", true)?;
+    let options = TapOptions {
+        header: vmm.hdr_len,
+        ..TapOptions::default()
+    };
+    vmm.tap = Tap::open_vtap(net::Vtap::In(mode), "mvt", "near", &options)?;
+    vmm.start()?;
+    Ok(source)
 }
 
 /// Gives each of several queues of one TAP a source whose packets come to it: the

@@ -96,7 +96,7 @@ pub(super) fn set(vmm: &Vmm, wanted: &Netdev) -> Outcome {
     vmm.vhost.raw().put(ioctl::RVHOST_NET_SET_NETDEV(), wanted)
 }
 
-fn bind(vmm: &Vmm, wanted: &Netdev) -> Result<()> {
+pub(super) fn bind(vmm: &Vmm, wanted: &Netdev) -> Result<()> {
     set(vmm, wanted).context("RVHOST_NET_SET_NETDEV")?;
     Ok(())
 }
@@ -192,7 +192,7 @@ fn checksum(ctx: &Ctx) -> Result<()> {
     vmm.check_quiet()
 }
 
-fn same_offload(seen: &NetHdr, expected: &NetHdr) -> Result<()> {
+pub(super) fn same_offload(seen: &NetHdr, expected: &NetHdr) -> Result<()> {
     let of = |hdr: &NetHdr| {
         let NetHdr {
             flags,

@@ -1,19 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Traffic control on the network device that queues run on.
+//! What filters and observes packets on the network device that queues run on, or below it.
 
 use anyhow::ensure;
 use anyhow::Result;
 
+use super::netdev::bind;
 use super::netdev::on_veth;
+use super::netdev::stopped;
 use super::netdev::tool;
+use super::netdev::wanted;
+use super::netdev::FAR;
 use super::netdev::NEAR;
 use super::netdev::V1;
+use crate::bpf::Action;
+use crate::bpf::Xdp;
 use crate::case::Ctx;
 use crate::case::Table;
+use crate::device::RX;
 use crate::frame::compare;
 use crate::frame::NetHdr;
+use crate::frame::GUEST_MAC;
 use crate::net;
+use crate::nft::DropAll;
+use crate::nft::Hook;
 use crate::traffic::expect;
 use crate::traffic::Split;
 use crate::wire::Wire;
@@ -22,6 +32,8 @@ pub(super) fn register(table: &mut Table) {
     table.add("netdev::tc_filters_both_ways", tc_filter);
     table.add("netdev::tc_mirrors_both_ways", tc_mirror);
     table.add("netdev::tc_polices_what_arrives", tc_police);
+    table.add("netdev::nftables_hooks_filter_both_ways", nftables);
+    table.add("netdev::xdp_on_the_lower_device_is_obeyed", xdp_below);
 }
 
 /// Has tc do something to frames with the test's ethertype on their way in, or out.
@@ -104,5 +116,65 @@ fn tc_police(ctx: &Ctx) -> Result<()> {
         (10..50).contains(&passed),
         "{passed} of 100 frames of {len} bytes passed"
     );
+    vmm.check_quiet()
+}
+
+fn nftables(ctx: &Ctx) -> Result<()> {
+    let mut vmm = on_veth(ctx, V1, 0)?;
+    vmm.post_rx(32, &[2048])?;
+    for _ in 0..2 {
+        {
+            let _all = DropAll::on(NEAR, Hook::Egress)?;
+            for len in [60, 1514, 5000] {
+                let frame = vmm.tx_frames.plain(len);
+                vmm.queue_tx(&NetHdr::default(), &frame, &Split::HeaderAlone)?;
+                vmm.tx.flush()?;
+                vmm.tx.wait_used()?;
+            }
+            vmm.check_rx(100)?;
+            vmm.check_quiet()?;
+        }
+        {
+            let _all = DropAll::on(NEAR, Hook::Ingress)?;
+            for len in [60, 1514] {
+                vmm.send_rx(len)?;
+            }
+            vmm.check_tx(100, &Split::HeaderAlone)?;
+            vmm.check_quiet()?;
+        }
+        vmm.check_alive()?;
+    }
+    vmm.check_quiet()
+}
+
+/// A program on the device below a MacVLAN sees what comes before the guest does.
+fn xdp_below(ctx: &Ctx) -> Result<()> {
+    let mut vmm = stopped(ctx, V1, "vt0")?;
+    net::add_veth(NEAR, FAR)?;
+    for name in [NEAR, FAR] {
+        net::set_up(name, true)?;
+    }
+    net::add_macvlan(NEAR, "mv", GUEST_MAC)?;
+    net::set_up("mv", true)?;
+    vmm.wire = Wire::open(FAR)?;
+    bind(&vmm, &wanted("mv")?)?;
+    vmm.post_rx(16, &[2048])?;
+    let near = net::index(NEAR)?;
+    {
+        let _xdp = Xdp::attach(near, Action::Drop)?;
+        vmm.send_rx(100)?;
+        vmm.send_rx(1514)?;
+        vmm.check_tx(100, &Split::HeaderAlone)?;
+        vmm.fence(RX)?;
+        vmm.check_quiet()?;
+    }
+    {
+        let _xdp = Xdp::attach(near, Action::Pass)?;
+        for len in [60, 1000, 1514] {
+            vmm.check_rx(len)?;
+            vmm.check_tx(len, &Split::HeaderAlone)?;
+        }
+    }
+    vmm.check_alive()?;
     vmm.check_quiet()
 }
