@@ -120,13 +120,13 @@ impl TxBatch {
         let at = self.filled + self.added.len();
         let slot = self.bufs.get_mut(at).ok_or(Refused::Length)?;
         let pad = Self::pad(header, headroom);
-        if frame > bindings::RVH_PAGE_SIZE {
+        // The limit is that of C vhost-net, which takes the header for a part of the frame.
+        if len > bindings::RVH_PAGE_SIZE
+            || cache_aligned(pad + len) + bindings::RVH_SHARED_INFO > bindings::RVH_PAGE_SIZE
+        {
             return Err(Refused::Length);
         }
         let size = cache_aligned(pad + frame) + bindings::RVH_SHARED_INFO;
-        if size > bindings::RVH_PAGE_SIZE {
-            return Err(Refused::Length);
-        }
         // SAFETY: The cache is ours; the size is a page at most.
         // CAST: a page's size fits 32 bits; the mask is that of a power of two.
         let start = unsafe {
