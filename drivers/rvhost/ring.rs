@@ -163,6 +163,12 @@ impl Ring {
         cursor.has_more(layout, &mut guest)
     }
 
+    /// Whether all was taken, as far as can be seen before the driver is asked to kick.
+    #[inline]
+    pub(crate) fn is_drained(&mut self, user: &mut UserMem<'_>) -> bool {
+        self.cursor.drained() && !self.has_more(user)
+    }
+
     /// Writes used elements.
     #[inline]
     pub(crate) fn put_used(&mut self, user: &mut UserMem<'_>, elems: &[UsedElem]) -> vcore::Result {

@@ -150,6 +150,9 @@ impl Tx {
         ring.flush(user, true);
         if done < taken {
             Next::AwaitBackend
+        } else if ring.is_drained(user) {
+            // Another pass would find that out at greater cost.
+            Next::AwaitChains
         } else {
             Next::Again
         }
