@@ -418,7 +418,7 @@ fn shaped(ctx: &Ctx) -> Result<()> {
 
 fn tc(ctx: &Ctx, name: &str) -> Result<()> {
     each(ctx, BOTH, |vmm| {
-        for _ in 0..3 {
+        for _ in 0..2 {
             vmm.check_tx(100, &Split::HeaderAlone)?;
             tool("tc", &["qdisc", "add", "dev", name, "clsact"])?;
             let drop = [
