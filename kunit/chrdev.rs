@@ -24,9 +24,13 @@ use kernel::{
     },
 };
 
-use crate::kext::chrdev::{
-    OpenFile,
-    OpenedFile, //
+use crate::kext::{
+    chrdev::{
+        OpenFile,
+        OpenedFile,
+        Operations, //
+    },
+    poll::ready, //
 };
 
 /// Files opened, files released, and how often a name was taken.
@@ -57,6 +61,11 @@ impl OpenFile for Device {
     type Ptr = Arc<Sum>;
 
     const MODULE: &'static ThisModule = &crate::THIS_MODULE;
+
+    fn operations() -> &'static Operations<Self> {
+        static OPERATIONS: Operations<Device> = Operations::new();
+        &OPERATIONS
+    }
 
     fn open() -> Result<Arc<Sum>> {
         if CLOSED.load(Relaxed) != 0 {
@@ -96,9 +105,13 @@ impl OpenFile for Device {
         Ok(n)
     }
 
-    fn poll(this: ArcBorrow<'_, Sum>, file: &OpenedFile<'_>, table: PollTable<'_>) -> bool {
+    fn poll(this: ArcBorrow<'_, Sum>, file: &OpenedFile<'_>, table: PollTable<'_>) -> u32 {
         file.wait_on(&this.changed, table);
-        this.sum.load(Relaxed) != 0
+        if this.sum.load(Relaxed) != 0 {
+            ready::IN
+        } else {
+            0
+        }
     }
 
     fn show(this: ArcBorrow<'_, Sum>, out: &SeqFile) {

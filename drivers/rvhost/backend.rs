@@ -7,6 +7,7 @@ use kernel::{
 };
 
 use crate::{
+    front::Queue,
     kext::{
         errno,
         file::FileRef,
@@ -38,12 +39,17 @@ pub(crate) enum Endpoint {
     Inlet(PortQueue),
     /// A network device that transmits.
     Outlet(Port),
+    /// Both, by a file that stands for them.
+    Front(FileRef, Arc<Queue>),
 }
 
 impl Endpoint {
     /// What `fd` of the calling process stands for; `ENOTSOCK` if that is nothing we know.
     pub(crate) fn get(fd: i32) -> Result<Self> {
         let file = FileRef::get(fd).map_err(|_| errno::enotsock())?;
+        if let Some(queue) = Queue::of(&file)? {
+            return Ok(Self::Front(file, queue));
+        }
         match Socket::packet(file) {
             Ok(socket) => Ok(Self::Packet(socket)),
             Err(file) => Ok(Self::Tap(TapQueue::of(file)?)),
@@ -57,6 +63,35 @@ impl Endpoint {
             Self::Packet(socket) => Place::File(socket.file().clone()),
             Self::Inlet(queue) => Place::Netdev(queue.port().clone()),
             Self::Outlet(port) => Place::Netdev(port.clone()),
+            Self::Front(_, queue) => Place::Netdev(queue.port().clone()),
+        }
+    }
+
+    /// The port, if it came with the file.
+    pub(crate) fn port(&self) -> Option<&Port> {
+        match self {
+            Self::Front(_, queue) => Some(queue.port()),
+            _ => None,
+        }
+    }
+
+    /// The file, if there is one.
+    fn file(&self) -> Option<&FileRef> {
+        match self {
+            Self::Tap(tap) => Some(tap.socket().file()),
+            Self::Packet(socket) => Some(socket.file()),
+            Self::Front(file, _) => Some(file),
+            Self::Inlet(_) | Self::Outlet(_) => None,
+        }
+    }
+
+    /// The queue of a port that it receives from, if it does.
+    #[inline]
+    pub(crate) fn inlet(&self) -> Option<&PortQueue> {
+        match self {
+            Self::Inlet(queue) => Some(queue),
+            Self::Front(_, queue) => Some(queue.inlet()),
+            Self::Tap(_) | Self::Packet(_) | Self::Outlet(_) => None,
         }
     }
 
@@ -66,7 +101,7 @@ impl Endpoint {
         match self {
             Self::Tap(tap) => Some(tap.socket()),
             Self::Packet(socket) => Some(socket),
-            Self::Inlet(_) | Self::Outlet(_) => None,
+            Self::Inlet(_) | Self::Outlet(_) | Self::Front(..) => None,
         }
     }
 
@@ -85,7 +120,7 @@ impl Endpoint {
     /// Whether it takes packets in batches.
     #[inline]
     pub(crate) fn takes_batches(&self) -> bool {
-        matches!(self, Self::Tap(_) | Self::Outlet(_)) && self.is_unlimited()
+        matches!(self, Self::Tap(_) | Self::Outlet(_) | Self::Front(..)) && self.is_unlimited()
     }
 
     /// Hands a batch of packets over and empties it. Their headers are `tunnel` ones, or not. Returns
@@ -99,6 +134,7 @@ impl Endpoint {
         match self {
             Self::Tap(tap) => tap.send_batch(batch, tunnel).map(|()| 0),
             Self::Outlet(port) => port.send_batch(batch),
+            Self::Front(_, queue) => queue.port().send_batch(batch),
             Self::Packet(_) | Self::Inlet(_) => Ok(0),
         }
     }
@@ -123,6 +159,7 @@ impl Endpoint {
                 socket.send(user, segs, skip, len, more && !socket.is_unlimited())
             }
             Self::Outlet(port) => port.send(user, segs, skip, len, header),
+            Self::Front(_, queue) => queue.port().send(user, segs, skip, len, header),
             Self::Inlet(_) => Err(EINVAL),
         }
     }
@@ -134,6 +171,7 @@ impl Endpoint {
             Self::Tap(tap) => tap.is_empty(),
             Self::Packet(socket) => socket.peek().is_none(),
             Self::Inlet(queue) => queue.is_empty(),
+            Self::Front(_, queue) => queue.inlet().is_empty(),
             Self::Outlet(_) => true,
         }
     }
@@ -141,9 +179,10 @@ impl Endpoint {
 
 impl PartialEq for Endpoint {
     fn eq(&self, other: &Self) -> bool {
-        match (self.socket(), other.socket()) {
-            (Some(one), Some(two)) => one.file() == two.file(),
-            _ => false,
+        match (self, other) {
+            // A file may have come to stand for another queue.
+            (Self::Front(_, one), Self::Front(_, two)) => Arc::ptr_eq(one, two),
+            _ => self.file().is_some_and(|file| other.file() == Some(file)),
         }
     }
 }
@@ -162,9 +201,9 @@ impl Backend {
     ///
     /// `EINVAL` if the endpoint has no device.
     pub(crate) fn new(endpoint: Endpoint, mask: u32, bell: Arc<Bell>, event: u32) -> Result<Self> {
-        let hook = match endpoint.socket() {
-            Some(socket) => {
-                let mut hook = PollHook::once(socket.file().clone(), mask, bell, event)?;
+        let hook = match endpoint.file() {
+            Some(file) => {
+                let mut hook = PollHook::once(file.clone(), mask, bell, event)?;
                 let state = hook.as_mut().hook();
                 hook.as_mut().unhook();
                 if state & ready::ERR != 0 {

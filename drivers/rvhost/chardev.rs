@@ -18,9 +18,13 @@ use kernel::{
 use crate::{
     device::Device,
     ioctl,
-    kext::chrdev::{
-        OpenFile,
-        OpenedFile, //
+    kext::{
+        chrdev::{
+            OpenFile,
+            OpenedFile,
+            Operations, //
+        },
+        poll::ready, //
     },
     message, //
 };
@@ -32,6 +36,11 @@ impl OpenFile for VhostNet {
     type Ptr = Arc<Device>;
 
     const MODULE: &'static ThisModule = &crate::THIS_MODULE;
+
+    fn operations() -> &'static Operations<Self> {
+        static OPERATIONS: Operations<VhostNet> = Operations::new();
+        &OPERATIONS
+    }
 
     fn open() -> Result<Arc<Device>> {
         Device::new()
@@ -49,8 +58,12 @@ impl OpenFile for VhostNet {
         message::write(&device, from)
     }
 
-    fn poll(device: ArcBorrow<'_, Device>, file: &OpenedFile<'_>, table: PollTable<'_>) -> bool {
-        device.iotlb().poll(file, table)
+    fn poll(device: ArcBorrow<'_, Device>, file: &OpenedFile<'_>, table: PollTable<'_>) -> u32 {
+        if device.iotlb().poll(file, table) {
+            ready::IN
+        } else {
+            0
+        }
     }
 
     fn show(device: ArcBorrow<'_, Device>, out: &SeqFile) {

@@ -471,7 +471,8 @@ impl Owner {
             -1 => None,
             fd => Some(Endpoint::get(fd)?),
         };
-        queue.set_backend(&self.mm, endpoint, None)
+        let port = endpoint.as_ref().and_then(Endpoint::port).cloned();
+        queue.set_backend(&self.mm, endpoint, port)
     }
 
     /// `RVHOST_NET_SET_NETDEV`: runs both queues on a network device.

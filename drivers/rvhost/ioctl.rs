@@ -67,9 +67,6 @@ const GET_FORK_FROM_OWNER: u32 = 0x8001af85;
 
 // include/uapi/linux/rvhost.h
 const RVHOST_NET_SET_NETDEV: u32 = 0x4020afe0;
-const RVHOST_NET_SET_RSS: u32 = 0x4538afe1;
-const RVHOST_NET_GET_RSS: u32 = 0x8538afe1;
-const RVHOST_NET_REBALANCE: u32 = 0x4004afe2;
 
 /// The one flag of `VHOST_SET_VRING_ADDR`.
 const VRING_F_LOG: u32 = 1;
@@ -113,13 +110,8 @@ pub(crate) fn dispatch(device: &Device, cmd: u32, arg: usize) -> Result<isize> {
             device.set_log_event(&owner, optional_fd(arg.get(0)?, EventFd::get)?)?;
         }
         RVHOST_NET_SET_NETDEV => device.owner()?.set_netdev(&steering::netdev(arg)?)?,
-        RVHOST_NET_SET_RSS => steering::set_rss(&device.owner()?.port()?, arg)?,
-        RVHOST_NET_GET_RSS => steering::get_rss(&device.owner()?.port()?, arg)?,
-        RVHOST_NET_REBALANCE => {
-            let max: u32 = arg.get(0)?;
-            let moved = device.owner()?.port()?.rebalance(max as usize)?;
-            // At most the entries of a table.
-            return isize::try_from(moved).map_err(|_| EINVAL);
+        steering::SET_RSS | steering::GET_RSS | steering::REBALANCE => {
+            return steering::ioctl(|| device.owner()?.port(), cmd, arg);
         }
         _ => vring(&*device.owner()?, cmd, arg)?,
     }
@@ -258,7 +250,7 @@ fn optional_fd<T>(fd: u32, get: impl FnOnce(i32) -> Result<T>) -> Result<Option<
 
 /// The argument of an ioctl: an address in the caller's memory.
 #[derive(Clone, Copy)]
-pub(crate) struct Arg(usize);
+pub(crate) struct Arg(pub(crate) usize);
 
 impl Arg {
     fn slice(self, offset: u64, len: usize) -> UserSlice {

@@ -8,6 +8,11 @@ module_param_named(devname, rvh_param_devname, charp, 0444);
 MODULE_PARM_DESC(devname,
 		 "Name of the device node. With 'vhost-net', the default, it takes the place of C vhost_net; with any other name it gets a dynamic minor beside it");
 
+char *rvh_param_tapname = "rvhost-tap";
+module_param_named(tapname, rvh_param_tapname, charp, 0444);
+MODULE_PARM_DESC(tapname,
+		 "Name of the device node through which network devices are used as TAPs are (default: rvhost-tap)");
+
 bool rvh_param_fork_from_owner_default;
 module_param_named(fork_from_owner_default, rvh_param_fork_from_owner_default, bool, 0444);
 MODULE_PARM_DESC(fork_from_owner_default,

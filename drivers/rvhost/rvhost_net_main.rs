@@ -5,6 +5,7 @@
 mod backend;
 mod chardev;
 mod device;
+mod front;
 mod guest;
 mod ioctl;
 mod iotlb;
@@ -49,6 +50,8 @@ module! {
 struct RvhostNet {
     #[pin]
     device: Registration<chardev::VhostNet>,
+    #[pin]
+    front: Registration<front::Front>,
     /// Dropped last: devices may be held until then.
     watch: Watch,
 }
@@ -64,6 +67,7 @@ impl kernel::InPlaceModule for RvhostNet {
         try_pin_init!(Self {
             watch: Watch::new()?,
             device <- Registration::new(name, minor, taken),
+            front <- Registration::new(param::tapname(), DYNAMIC_MINOR, front_taken),
         })
     }
 }
@@ -74,4 +78,9 @@ fn taken(name: &CStr) {
         "the device {name:?} exists already: C vhost_net is loaded or built in. \
          Unload it (rmmod vhost_net), or load this module beside it with devname=NAME\n"
     );
+}
+
+/// The same of the other device.
+fn front_taken(name: &CStr) {
+    pr_err!("the device {name:?} exists already: load this module with another tapname=NAME\n");
 }

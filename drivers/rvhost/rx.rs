@@ -118,10 +118,10 @@ impl Rx {
     /// Gives the packets taken ahead back to the backend.
     pub(crate) fn release_packets(&mut self, endpoint: &Endpoint) {
         self.told_gone = false;
-        match endpoint {
-            Endpoint::Tap(tap) => tap.put_back(&mut self.packets),
-            Endpoint::Inlet(queue) => queue.put_back(&mut self.packets),
-            Endpoint::Packet(_) | Endpoint::Outlet(_) => {}
+        match (endpoint, endpoint.inlet()) {
+            (Endpoint::Tap(tap), _) => tap.put_back(&mut self.packets),
+            (_, Some(queue)) => queue.put_back(&mut self.packets),
+            (_, None) => {}
         }
     }
 
@@ -135,7 +135,7 @@ impl Rx {
         ring.suppress(user);
         let mut sum = Sum::default();
         let next = match endpoint {
-            Endpoint::Tap(_) | Endpoint::Inlet(_) => {
+            Endpoint::Tap(_) | Endpoint::Inlet(_) | Endpoint::Front(..) => {
                 if self.packets.is_empty() && self.receive(ring, endpoint) == 0 {
                     // What a missing mapping kept from being published before.
                     ring.flush(user, self.chains.is_empty());
@@ -156,9 +156,9 @@ impl Rx {
     /// Takes packets from the backend's ring. Returns how many.
     #[inline]
     fn receive(&mut self, ring: &Ring, endpoint: &Endpoint) -> usize {
-        match endpoint {
-            Endpoint::Tap(tap) => tap.receive(&mut self.packets),
-            Endpoint::Inlet(queue) => {
+        match (endpoint, endpoint.inlet()) {
+            (Endpoint::Tap(tap), _) => tap.receive(&mut self.packets),
+            (_, Some(queue)) => {
                 let taken = queue.receive(&mut self.packets);
                 if taken == 0 && !self.told_gone && queue.port().is_gone() {
                     self.told_gone = true;
@@ -166,7 +166,7 @@ impl Rx {
                 }
                 taken
             }
-            Endpoint::Packet(_) | Endpoint::Outlet(_) => 0,
+            (_, None) => 0,
         }
     }
 

@@ -6,10 +6,13 @@ use kernel::prelude::*;
 use crate::{
     ioctl::Arg,
     kext::port::{
-        random_symmetric_key,
+        rss::{
+            random_symmetric_key,
+            Rss, //
+        },
         Port,
-        Rss,
         Wanted,
+        Which,
         MAX_QUEUES, //
     },
     vcore::rss::{
@@ -40,6 +43,26 @@ const KEY_AT: u64 = 16;
 const TABLE_AT: u64 = 56;
 const CARRIED_AT: u64 = 312;
 
+pub(crate) const SET_RSS: u32 = 0x4538afe1;
+pub(crate) const GET_RSS: u32 = 0x8538afe1;
+pub(crate) const REBALANCE: u32 = 0x4004afe2;
+
+/// Carries out an ioctl that concerns the port that `port` gets; `ENOTTY` if `cmd` is none.
+pub(crate) fn ioctl(port: impl FnOnce() -> Result<Port>, cmd: u32, arg: Arg) -> Result<isize> {
+    match cmd {
+        SET_RSS => set_rss(&port()?, arg)?,
+        GET_RSS => get_rss(&port()?, arg)?,
+        REBALANCE => {
+            let max: u32 = arg.get(0)?;
+            let moved = port()?.rebalance(max as usize)?;
+            // At most the entries of a table.
+            return isize::try_from(moved).map_err(|_| EINVAL);
+        }
+        _ => return Err(ENOTTY),
+    }
+    Ok(0)
+}
+
 /// The argument of `RVHOST_NET_SET_NETDEV`.
 pub(crate) fn netdev(arg: Arg) -> Result<Wanted> {
     let [ifindex, flags, queue, offloads, ring, a, b, c] = arg.get::<[u32; 8]>(0)?;
@@ -51,16 +74,18 @@ pub(crate) fn netdev(arg: Arg) -> Result<Wanted> {
         number => Some(number as usize),
     };
     Ok(Wanted {
-        ifindex: ifindex.try_into().map_err(|_| ENODEV)?,
+        device: Which::Index(ifindex.try_into().map_err(|_| ENODEV)?),
         queue,
         promiscuous: flags & PROMISC != 0,
+        all_groups: false,
+        alone: false,
         offloads,
         ring: if ring == 0 { RING } else { ring } as usize,
     })
 }
 
 /// `RVHOST_NET_SET_RSS`.
-pub(crate) fn set_rss(port: &Port, arg: Arg) -> Result {
+fn set_rss(port: &Port, arg: Arg) -> Result {
     let [flags, hash_types] = arg.get::<[u32; 2]>(0)?;
     let [unclassified, table_len, key_len, reserved] = arg.get::<[u16; 4]>(NUMBERS_AT)?;
     let on = |flag| flags & flag != 0;
@@ -118,7 +143,7 @@ pub(crate) fn set_rss(port: &Port, arg: Arg) -> Result {
 }
 
 /// `RVHOST_NET_GET_RSS`.
-pub(crate) fn get_rss(port: &Port, arg: Arg) -> Result {
+fn get_rss(port: &Port, arg: Arg) -> Result {
     let Rss {
         types,
         unclassified,

@@ -6,7 +6,10 @@
 //!
 //! C headers: `include/linux/miscdevice.h`, `include/linux/fs.h`.
 
-use core::marker::PhantomData;
+use core::{
+    marker::PhantomData,
+    ptr, //
+};
 
 use kernel::{
     error::to_result,
@@ -27,7 +30,11 @@ use kernel::{
     },
 };
 
-use super::bindings;
+use super::{
+    bindings,
+    file::FileRef,
+    poll::ready, //
+};
 
 /// The minor number that user space expects of vhost-net.
 pub(crate) const VHOST_NET_MINOR: c_int = bindings::VHOST_NET_MINOR as c_int;
@@ -41,6 +48,9 @@ pub(crate) trait OpenFile: Sized + 'static {
 
     /// The module that must stay while a file is open.
     const MODULE: &'static ThisModule;
+
+    /// Its operations: a `static` of its own, by which its files are known.
+    fn operations() -> &'static Operations<Self>;
 
     /// A file is opened.
     fn open() -> Result<Self::Ptr>;
@@ -65,12 +75,13 @@ pub(crate) trait OpenFile: Sized + 'static {
         from: &mut IovIterSource<'_>,
     ) -> Result<usize>;
 
-    /// Whether there is something to read; registers `table` for when there will be.
+    /// What it is ready for, of [`ready`](super::poll::ready); registers `table` for when that
+    /// changes.
     fn poll(
         this: <Self::Ptr as ForeignOwnable>::Borrowed<'_>,
         file: &OpenedFile<'_>,
         table: PollTable<'_>,
-    ) -> bool;
+    ) -> u32;
 
     /// Shows what there is to know of it in `/proc/<pid>/fdinfo`. It stays open during the call.
     fn show(this: <Self::Ptr as ForeignOwnable>::Borrowed<'_>, out: &SeqFile);
@@ -86,22 +97,46 @@ impl OpenedFile<'_> {
     }
 }
 
-struct FileOperations<T>(PhantomData<T>);
+/// What a device's files do.
+pub(crate) struct Operations<T> {
+    table: bindings::file_operations,
+    _files: PhantomData<T>,
+}
 
-impl<T: OpenFile> FileOperations<T> {
-    const TABLE: bindings::file_operations = bindings::file_operations {
-        owner: T::MODULE.as_ptr(),
-        open: Some(Self::open),
-        release: Some(Self::release),
-        read_iter: Some(Self::read_iter),
-        write_iter: Some(Self::write_iter),
-        poll: Some(Self::poll),
-        unlocked_ioctl: Some(Self::ioctl),
-        compat_ioctl: bindings::compat_ptr_ioctl,
-        llseek: Some(bindings::noop_llseek),
-        show_fdinfo: Some(Self::show_fdinfo),
-        ..pin_init::zeroed()
-    };
+// SAFETY: Nobody writes to it.
+unsafe impl<T> Sync for Operations<T> {}
+
+impl<T: OpenFile> Operations<T> {
+    pub(crate) const fn new() -> Self {
+        Self {
+            table: bindings::file_operations {
+                owner: T::MODULE.as_ptr(),
+                open: Some(Self::open),
+                release: Some(Self::release),
+                read_iter: Some(Self::read_iter),
+                write_iter: Some(Self::write_iter),
+                poll: Some(Self::poll),
+                unlocked_ioctl: Some(Self::ioctl),
+                compat_ioctl: bindings::compat_ptr_ioctl,
+                llseek: Some(bindings::noop_llseek),
+                show_fdinfo: Some(Self::show_fdinfo),
+                ..pin_init::zeroed()
+            },
+            _files: PhantomData,
+        }
+    }
+
+    /// What `file` is to the device; none if it is none of its files.
+    pub(crate) fn of<'a>(
+        &'static self,
+        file: &'a FileRef,
+    ) -> Option<<T::Ptr as ForeignOwnable>::Borrowed<'a>> {
+        // SAFETY: The file is referenced, and its operations stay what they are once it is open.
+        let ours = unsafe { ptr::eq((*file.as_ptr()).f_op, &self.table) };
+        // SAFETY: It has our operations, so `open` put the pointer there; and it stays open as long
+        // as it is referenced.
+        ours.then(|| unsafe { T::Ptr::borrow((*file.as_ptr()).private_data) })
+    }
 
     /// # Safety
     ///
@@ -181,11 +216,15 @@ impl<T: OpenFile> FileOperations<T> {
         // SAFETY: The file is open; polling does not touch its position.
         let opened = OpenedFile(unsafe { File::from_raw_file(file) });
         // SAFETY: The VFS passes null or a table that is valid during the call.
-        if T::poll(this, &opened, unsafe { PollTable::from_raw(table) }) {
-            bindings::POLLIN | bindings::POLLRDNORM
-        } else {
-            0
+        let state = T::poll(this, &opened, unsafe { PollTable::from_raw(table) });
+        let mut mask = state & ready::ERR;
+        if state & ready::IN != 0 {
+            mask |= bindings::POLLIN | bindings::POLLRDNORM;
         }
+        if state & ready::OUT != 0 {
+            mask |= bindings::POLLOUT | bindings::POLLWRNORM;
+        }
+        mask
     }
 
     /// # Safety
@@ -234,7 +273,7 @@ impl<T: OpenFile> Registration<T> {
                 let device = bindings::miscdevice {
                     minor,
                     name: name.as_char_ptr(),
-                    fops: &FileOperations::<T>::TABLE,
+                    fops: &T::operations().table,
                     ..pin_init::zeroed()
                 };
                 // SAFETY: The slot is ours to write, and stays pinned until deregistration.

@@ -20,8 +20,12 @@ use kernel::{
 
 use super::{
     bindings,
+    taken::Taken,
     tun::Packets,
-    wait::Bell, //
+    wait::{
+        Bell,
+        Waiters, //
+    },
 };
 
 /// `TUN_F_*` bits that say what a reader takes.
@@ -32,6 +36,12 @@ pub(crate) const MAX_RING: usize = 1 << 16;
 /// Whether the reader wants to hear of the next packet.
 const WANTED: u32 = 1;
 
+/// How the reader of a ring hears of it.
+pub(super) enum Ear {
+    Bell(Arc<Bell>, u32),
+    Waiters(Arc<Waiters>),
+}
+
 /// A ring with one reader, into which any CPU puts packets.
 ///
 /// # Invariants
@@ -40,10 +50,11 @@ const WANTED: u32 = 1;
 pub(super) struct Inlet {
     ring: NonNull<bindings::ptr_ring>,
     /// What the reader takes, as features of a device.
-    features: u64,
-    bell: Arc<Bell>,
-    event: u32,
+    features: Atomic<u64>,
+    ear: Ear,
     wanted: Atomic<u32>,
+    /// Whether it is to have packets.
+    open: Atomic<bool>,
 }
 
 // SAFETY: The ring has its own locks.
@@ -52,8 +63,8 @@ unsafe impl Send for Inlet {}
 unsafe impl Sync for Inlet {}
 
 impl Inlet {
-    /// A ring for `len` packets, whose reader takes `offloads`, and hears `event` of `bell`.
-    pub(super) fn new(len: usize, offloads: u32, bell: Arc<Bell>, event: u32) -> Result<Arc<Self>> {
+    /// A ring for `len` packets, whose reader takes `offloads`.
+    pub(super) fn new(len: usize, offloads: u32, ear: Ear) -> Result<Arc<Self>> {
         if len == 0 || len > MAX_RING || offloads & !OFFLOADS != 0 {
             return Err(EINVAL);
         }
@@ -63,13 +74,28 @@ impl Inlet {
         // INVARIANT: The ring was made just now.
         let this = Self {
             ring,
-            // SAFETY: May be called anywhere.
-            features: unsafe { bindings::rvh_offload_features(offloads) },
-            bell,
-            event,
+            features: Atomic::new(features(offloads)),
+            ear,
             wanted: Atomic::new(0),
+            open: Atomic::new(true),
         };
         Ok(Arc::new(this, GFP_KERNEL)?)
+    }
+
+    /// From now on the reader takes `offloads`.
+    pub(super) fn set_offloads(&self, offloads: u32) {
+        self.features.store(features(offloads), Relaxed);
+    }
+
+    /// Whether it is to have packets.
+    #[inline]
+    pub(super) fn is_open(&self) -> bool {
+        self.open.load(Relaxed)
+    }
+
+    /// Says whether it is to have packets.
+    pub(super) fn set_open(&self, open: bool) {
+        self.open.store(open, Relaxed);
     }
 
     /// Puts a packet into the ring.
@@ -81,7 +107,9 @@ impl Inlet {
     #[inline]
     pub(super) unsafe fn deliver(&self, skb: *mut bindings::sk_buff) {
         // SAFETY: The ring is valid; the packet by the function's contract.
-        unsafe { bindings::rvh_arrival_deliver(self.ring.as_ptr(), skb, self.features) };
+        unsafe {
+            bindings::rvh_arrival_deliver(self.ring.as_ptr(), skb, self.features.load(Relaxed))
+        };
         // Pairs with the barrier in `want`: either we see that a packet is wanted, or its reader
         // sees the packet.
         smp_mb();
@@ -94,13 +122,16 @@ impl Inlet {
     #[cold]
     fn tell(&self) {
         if self.wanted.xchg(0, Full) == WANTED {
-            self.bell.ring(self.event);
+            self.call();
         }
     }
 
     /// Tells the reader that there is something to see.
     pub(super) fn call(&self) {
-        self.bell.ring(self.event);
+        match &self.ear {
+            Ear::Bell(bell, event) => bell.ring(*event),
+            Ear::Waiters(waiters) => waiters.wake(),
+        }
     }
 
     /// Has the next packet told of. Returns whether there is one already.
@@ -130,11 +161,22 @@ impl Inlet {
         unsafe { packets.take(self.ring, false) }
     }
 
+    /// Takes one packet.
+    pub(super) fn take(&self) -> Option<Taken> {
+        // SAFETY: As above.
+        unsafe { Taken::from_ring(self.ring) }
+    }
+
     /// Puts what is left of `packets` back to the front.
     pub(super) fn put_back(&self, packets: &mut Packets) {
         // SAFETY: As above.
         unsafe { packets.put_back(self.ring) }
     }
+}
+
+fn features(offloads: u32) -> u64 {
+    // SAFETY: May be called anywhere.
+    unsafe { bindings::rvh_offload_features(offloads) }
 }
 
 impl Drop for Inlet {

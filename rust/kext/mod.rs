@@ -26,6 +26,7 @@ pub(crate) mod port;
 mod rtnl;
 pub(crate) mod sched;
 pub(crate) mod socket;
+pub(crate) mod taken;
 pub(crate) mod task;
 pub(crate) mod trace;
 pub(crate) mod tun;

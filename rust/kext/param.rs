@@ -31,3 +31,9 @@ pub(crate) fn devname() -> &'static CStr {
     // and is read-only afterwards; it is a string that lives as long as the module.
     unsafe { CStr::from_char_ptr(bindings::rvh_param_devname) }
 }
+
+/// The name of the device node that stands for network devices (`tapname`).
+pub(crate) fn tapname() -> &'static CStr {
+    // SAFETY: As above.
+    unsafe { CStr::from_char_ptr(bindings::rvh_param_tapname) }
+}

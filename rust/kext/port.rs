@@ -31,10 +31,19 @@ use kernel::{
     },
 };
 
+mod front;
+pub(crate) mod rss;
+
+use self::rss::Rss;
+
 use super::{
     bindings,
+    errno,
     ifname,
-    inlet::Inlet,
+    inlet::{
+        Ear,
+        Inlet, //
+    },
     netdev::NetDev,
     rtnl::{
         Rtnl,
@@ -45,7 +54,10 @@ use super::{
         has_room,
         UserMem, //
     },
-    wait::Bell,
+    wait::{
+        Bell,
+        Waiters, //
+    },
     xdp::TxBatch, //
 };
 use crate::vcore::{
@@ -53,41 +65,37 @@ use crate::vcore::{
     flow::Flow,
     hdr,
     rss::{
-        self,
-        Key,
+        types,
         Steering,
         Sums,
         Table,
-        Toeplitz,
-        INPUT_BYTES,
-        KEY_BYTES,
-        MAX_ENTRIES,
-        NO_SUMS, //
+        MAX_ENTRIES, //
     },
 };
 
 /// Queues of a port.
 pub(crate) const MAX_QUEUES: usize = 256;
+/// The owner that files are which stand for queues: no address space has this number.
+const FILES: usize = 0;
 /// The longest packet that is transmitted, with its header.
 const MAX_BYTES: usize = (1 << 16) + 64;
 
-/// How a port chooses the queue, as its owner sees it.
-#[derive(Clone)]
-pub(crate) struct Rss {
-    pub(crate) types: u32,
-    pub(crate) unclassified: u16,
-    pub(crate) key: Key,
-    pub(crate) table: Table,
-    /// Whether the table follows the queues there are.
-    pub(crate) even: bool,
+/// Which device of the caller's namespace.
+pub(crate) enum Which {
+    Index(i32),
+    Name([u8; bindings::IFNAMSIZ as usize]),
 }
 
 /// What a queue is to be.
 pub(crate) struct Wanted {
-    pub(crate) ifindex: i32,
+    pub(crate) device: Which,
     /// Its number; none for the first that is free.
     pub(crate) queue: Option<usize>,
     pub(crate) promiscuous: bool,
+    /// Whether the device is to receive all groups.
+    pub(crate) all_groups: bool,
+    /// Whether it is to be the port's only one.
+    pub(crate) alone: bool,
     pub(crate) offloads: u32,
     pub(crate) ring: usize,
 }
@@ -106,8 +114,10 @@ type Decide = Steering<KVVec<Sums>>;
 struct Shared {
     dev: NetDev,
     raw: NonNull<bindings::net_device>,
-    /// Whose it is: no two owners have the same number at a time.
+    /// Whose it is: no two owners have the same number at a time. Files that stand for queues are
+    /// one owner.
     owner: usize,
+    alone: bool,
     slots: KVec<Atomic<*mut Inlet>>,
     decide: Atomic<*mut Decide>,
     /// Packets by the entry they fell on.
@@ -123,6 +133,9 @@ unsafe impl Sync for Shared {}
 struct State {
     hooked: bool,
     promiscuous: bool,
+    all_groups: bool,
+    /// What the readers of all queues take, if it was said of all.
+    offloads: Option<u32>,
     rss: Rss,
     /// What the entries had carried when they were last rebalanced.
     before: KVec<u64>,
@@ -148,25 +161,46 @@ impl Port {
         bell: Arc<Bell>,
         event: u32,
     ) -> Result<PortQueue> {
-        // SAFETY: May be called by any user process.
-        let raw = from_err_ptr(unsafe { bindings::rvh_dev_get(wanted.ifindex) })?;
+        Self::bind_with(wanted, owner, Ear::Bell(bell, event))
+    }
+
+    /// The same for a file that stands for the queue; `waiters` are woken when something came.
+    pub(crate) fn bind_file(wanted: &Wanted, waiters: Arc<Waiters>) -> Result<PortQueue> {
+        Self::bind_with(wanted, FILES, Ear::Waiters(waiters))
+    }
+
+    fn bind_with(wanted: &Wanted, owner: usize, ear: Ear) -> Result<PortQueue> {
+        let (index, name) = match &wanted.device {
+            Which::Index(index) => (*index, ptr::null()),
+            Which::Name(name) if name.contains(&0) => (0, name.as_ptr().cast()),
+            Which::Name(_) => return Err(ENODEV),
+        };
+        // SAFETY: May be called by any user process; the name ends within its bytes.
+        let raw = from_err_ptr(unsafe { bindings::rvh_dev_get(index, name) })?;
         let raw = NonNull::new(raw).ok_or(ENODEV)?;
         // SAFETY: The device was referenced for us.
         let dev = unsafe { NetDev::hold(raw) }?;
-        let inlet = Inlet::new(wanted.ring, wanted.offloads, bell, event)?;
+        let inlet = Inlet::new(wanted.ring, wanted.offloads, ear)?;
         let mut rtnl = Rtnl::lock();
         // Under the lock, a device that is there stays.
         dev.with(|_| ()).ok_or(ENODEV)?;
         // SAFETY: The device is there, and the lock held.
         let hooked = unsafe { bindings::rvh_dev_hooked(raw.as_ptr(), Some(on_packet)) };
         let port = if hooked.is_null() {
-            Self::new(dev, raw, owner, wanted.promiscuous, &mut rtnl)?
+            Self::new(dev, raw, owner, wanted, &mut rtnl)?
         } else {
             // SAFETY: What is registered with our handler is a port, which the handler references.
             let shared: Arc<Shared> =
                 unsafe { ArcBorrow::from_raw(hooked.cast::<Shared>()) }.into();
             if shared.owner != owner {
                 return Err(EBUSY);
+            }
+            if shared.alone || wanted.alone {
+                return Err(if shared.alone && wanted.alone {
+                    EBUSY
+                } else {
+                    EINVAL
+                });
             }
             Self(shared)
         };
@@ -192,13 +226,13 @@ impl Port {
         dev: NetDev,
         raw: NonNull<bindings::net_device>,
         owner: usize,
-        promiscuous: bool,
+        wanted: &Wanted,
         rtnl: &mut Rtnl,
     ) -> Result<Self> {
         let rss = Rss {
-            types: rss::types::ALL,
+            types: types::ALL,
             unclassified: 0,
-            key: random_key(),
+            key: rss::random_key(),
             table: Table::even(1),
             even: true,
         };
@@ -217,12 +251,15 @@ impl Port {
             dev,
             raw,
             owner,
+            alone: wanted.alone,
             slots,
             decide: Atomic::new(decide),
             carried,
             state: RtnlCell::new(State {
                 hooked: false,
                 promiscuous: false,
+                all_groups: false,
+                offloads: None,
                 rss,
                 before,
             }),
@@ -241,65 +278,24 @@ impl Port {
         let state = shared.state.get(rtnl);
         // INVARIANT: The handler is ours, and has its reference.
         state.hooked = true;
-        if promiscuous {
-            // SAFETY: As above.
-            let promiscuous = to_result(unsafe { bindings::rvh_dev_promisc(raw.as_ptr(), true) });
-            state.promiscuous = promiscuous.is_ok();
-            if let Err(e) = promiscuous {
-                shared.unhook(rtnl);
-                return Err(e);
+        let filtered = (|| {
+            if wanted.promiscuous {
+                // SAFETY: As above.
+                to_result(unsafe { bindings::rvh_dev_promisc(raw.as_ptr(), true) })?;
+                state.promiscuous = true;
             }
+            if wanted.all_groups {
+                // SAFETY: As above.
+                to_result(unsafe { bindings::rvh_dev_allmulti(raw.as_ptr(), true) })?;
+                state.all_groups = true;
+            }
+            Ok(())
+        })();
+        if let Err(e) = filtered {
+            shared.unhook(rtnl);
+            return Err(e);
         }
         Ok(Self(shared))
-    }
-
-    /// How queues are chosen.
-    pub(crate) fn rss(&self) -> Rss {
-        self.0.state.get(&mut Rtnl::lock()).rss.clone()
-    }
-
-    /// Packets that fell on each entry of the table.
-    pub(crate) fn carried(&self) -> impl Iterator<Item = u64> + '_ {
-        self.0.carried.iter().map(|count| count.load(Relaxed))
-    }
-
-    /// Changes how queues are chosen, while packets flow. `change` must not sleep for long.
-    pub(crate) fn change_rss(&self, change: impl FnOnce(&mut Rss) -> Result) -> Result {
-        let mut rtnl = Rtnl::lock();
-        let mut rss = self.0.state.get(&mut rtnl).rss.clone();
-        change(&mut rss)?;
-        self.0.steer(rss, &mut rtnl)?;
-        self.0.follow(&mut rtnl)
-    }
-
-    /// Moves up to `max` entries of the table from busy to idle queues. Returns how many.
-    pub(crate) fn rebalance(&self, max: usize) -> Result<usize> {
-        let mut loads = KVec::from_elem(0, MAX_QUEUES, GFP_KERNEL)?;
-        let mut now = KVec::with_capacity(MAX_ENTRIES, GFP_KERNEL)?;
-        let mut rtnl = Rtnl::lock();
-        let here = self.0.queues();
-        for count in self.carried() {
-            now.push(count, GFP_KERNEL)?;
-        }
-        let state = self.0.state.get(&mut rtnl);
-        let mut rss = state.rss.clone();
-        let mut lately = KVec::with_capacity(MAX_ENTRIES, GFP_KERNEL)?;
-        for (now, before) in now.iter().zip(&state.before) {
-            lately.push(now.wrapping_sub(*before), GFP_KERNEL)?;
-        }
-        state.before = now;
-        let loads = loads.get_mut(..here).unwrap_or_default();
-        let moved = rss::rebalance(
-            rss.table.entries_mut(),
-            &lately,
-            loads,
-            max.min(MAX_ENTRIES),
-        );
-        if moved > 0 {
-            rss.even = false;
-            self.0.steer(rss, &mut rtnl)?;
-        }
-        Ok(moved)
     }
 
     /// Transmits a batch of packets and empties it. Returns how many were refused; `EBADFD` if the
@@ -321,7 +317,7 @@ impl Port {
             }
             None => {
                 batch.clear();
-                Err(super::errno::ebadfd())
+                Err(errno::ebadfd())
             }
         }
     }
@@ -361,6 +357,21 @@ impl Port {
                 base.as_mut_ptr().cast(),
             )
         })?;
+        // SAFETY: The packet was made just now.
+        unsafe { self.hand_over(skb, &base) }
+    }
+
+    /// Has the device transmit a packet whose header is `base`. `EBADFD` if the device is gone,
+    /// `EINVAL` if the packet is refused.
+    ///
+    /// # Safety
+    ///
+    /// The packet must be valid and the caller's, who gives it up.
+    unsafe fn hand_over(
+        &self,
+        skb: *mut bindings::sk_buff,
+        base: &[u16; hdr::BASE_BYTES / 2],
+    ) -> Result {
         let sent = self.0.dev.with(|dev| {
             // SAFETY: The device is there, and the packet ours to give.
             unsafe { bindings::rvh_skb_transmit(skb, base.as_ptr().cast(), dev.as_ptr()) }
@@ -371,7 +382,7 @@ impl Port {
             None => {
                 // SAFETY: The packet is still ours.
                 unsafe { bindings::rvh_skb_free(skb) };
-                Err(super::errno::ebadfd())
+                Err(errno::ebadfd())
             }
         }
     }
@@ -448,23 +459,18 @@ impl Drop for PortQueue {
     }
 }
 
-impl Rss {
-    fn decide(&self) -> Result<KBox<Decide>> {
-        let sums = KVVec::from_elem(NO_SUMS, INPUT_BYTES, GFP_KERNEL)?;
-        let decide = Steering {
-            toeplitz: Toeplitz::new(&self.key, sums),
-            types: self.types,
-            table: self.table,
-            unclassified: self.unclassified,
-        };
-        Ok(KBox::new(decide, GFP_KERNEL)?)
-    }
-}
-
 impl Shared {
-    /// One more than the last queue's number.
-    fn queues(&self) -> usize {
-        let used = |slot: &Atomic<*mut Inlet>| !slot.load(Relaxed).is_null();
+    /// The queue in `slot`, if it is to have packets.
+    #[inline]
+    fn open<'a>(&'a self, slot: &'a Atomic<*mut Inlet>) -> Option<&'a Inlet> {
+        // SAFETY: By the type's invariant it is null, or valid until after the handler or the holder
+        // of RTNL that calls this.
+        unsafe { slot.load(Acquire).as_ref() }.filter(|inlet| inlet.is_open())
+    }
+
+    /// One more than the number of the last queue that is to have packets.
+    fn queues(&self, _rtnl: &mut Rtnl) -> usize {
+        let used = |slot: &Atomic<*mut Inlet>| self.open(slot).is_some();
         self.slots.iter().rposition(used).map_or(0, |last| last + 1)
     }
 
@@ -473,11 +479,14 @@ impl Shared {
         let free = |slot: &Atomic<*mut Inlet>| slot.load(Relaxed).is_null();
         let number = match wanted {
             Some(number) => number,
-            None => self.slots.iter().position(free).ok_or(EBUSY)?,
+            None => self.slots.iter().position(free).ok_or(E2BIG)?,
         };
         let slot = self.slots.get(number).ok_or(EINVAL)?;
         if !free(slot) {
             return Err(EBUSY);
+        }
+        if let Some(offloads) = self.state.get(rtnl).offloads {
+            inlet.set_offloads(offloads);
         }
         // INVARIANT: The slot has a reference of its own.
         slot.store(Arc::into_raw(inlet.clone()).cast_mut(), Release);
@@ -500,7 +509,7 @@ impl Shared {
         let mut rss = state.rss.clone();
         let mut there = (0u16..)
             .zip(&self.slots)
-            .filter(|(_, slot)| !slot.load(Relaxed).is_null())
+            .filter(|(_, slot)| self.open(slot).is_some())
             .map(|(number, _)| number)
             .cycle();
         rss.table = Table::even(1);
@@ -523,7 +532,8 @@ impl Shared {
 
     /// Stops to receive if there is no queue. Returns whether that is so.
     fn leave_if_unused(&self, rtnl: &mut Rtnl) -> bool {
-        let unused = self.queues() == 0;
+        let unused = |slot: &Atomic<*mut Inlet>| slot.load(Relaxed).is_null();
+        let unused = self.slots.iter().all(unused);
         if unused {
             self.unhook(rtnl);
         }
@@ -540,6 +550,10 @@ impl Shared {
             // SAFETY: By the type's invariant the device exists; the lock is held.
             unsafe { bindings::rvh_dev_promisc(self.raw.as_ptr(), false) };
         }
+        if core::mem::replace(&mut state.all_groups, false) {
+            // SAFETY: As above.
+            unsafe { bindings::rvh_dev_allmulti(self.raw.as_ptr(), false) };
+        }
         // SAFETY: As above, and the handler is ours.
         let theirs = unsafe {
             let data = bindings::rvh_dev_hooked(self.raw.as_ptr(), Some(on_packet));
@@ -554,13 +568,8 @@ impl Shared {
     /// The queue with this number; another, if there is none.
     #[inline]
     fn inlet(&self, number: usize) -> Option<&Inlet> {
-        let there = |slot: &Atomic<*mut Inlet>| {
-            // SAFETY: By the type's invariant it is null, or valid until after the handler we are
-            // called by.
-            unsafe { slot.load(Acquire).as_ref() }
-        };
-        let inlet = self.slots.get(number).and_then(there);
-        inlet.or_else(|| self.slots.iter().find_map(there))
+        let inlet = self.slots.get(number).and_then(|slot| self.open(slot));
+        inlet.or_else(|| self.slots.iter().find_map(|slot| self.open(slot)))
     }
 }
 
@@ -569,24 +578,6 @@ impl Drop for Shared {
         // SAFETY: By the type's invariant; no handler runs: it would have a reference.
         drop(unsafe { KBox::from_raw(self.decide.load(Relaxed)) });
     }
-}
-
-fn random_key() -> Key {
-    let mut key = [0u8; KEY_BYTES];
-    fill_randomly(&mut key);
-    Key(key)
-}
-
-/// A random key for which both directions of a flow are alike.
-pub(crate) fn random_symmetric_key() -> Key {
-    let mut seed = [0u8; 2];
-    fill_randomly(&mut seed);
-    Key::symmetric(u16::from_ne_bytes(seed))
-}
-
-fn fill_randomly(bytes: &mut [u8]) {
-    // SAFETY: The buffer is valid for its length.
-    unsafe { bindings::get_random_bytes(bytes.as_mut_ptr().cast(), bytes.len()) };
 }
 
 /// Lets go of a device that is about to go.

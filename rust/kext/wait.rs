@@ -6,6 +6,7 @@
 use core::mem::MaybeUninit;
 
 use kernel::{
+    new_poll_condvar,
     prelude::*,
     sync::{
         aref::ARef,
@@ -15,6 +16,8 @@ use kernel::{
             Relaxed, //
         },
         barrier::smp_mb,
+        poll::PollCondVar,
+        Arc,
         SetOnce, //
     },
     task::Task,
@@ -92,6 +95,14 @@ impl WaitQueue {
         self.wait(bindings::RVH_TASK_UNINTERRUPTIBLE, jiffies, done)
     }
 
+    /// Waits until `done` returns a value; `ERESTARTSYS` if a signal comes first.
+    ///
+    /// `done` must not sleep.
+    pub(crate) fn wait_interruptible<T>(&self, done: impl FnMut() -> Option<T>) -> Result<T> {
+        self.wait(bindings::TASK_INTERRUPTIBLE, MAX_WAIT, done)
+            .ok_or(ERESTARTSYS)
+    }
+
     fn wait<T>(
         &self,
         state: u32,
@@ -109,9 +120,12 @@ impl WaitQueue {
             if let Some(value) = done() {
                 break Some(value);
             }
-            // SAFETY: May be called anywhere.
-            let killed = state == bindings::RVH_TASK_KILLABLE
-                && unsafe { bindings::rvh_fatal_signal_pending() };
+            let killed = match state {
+                // SAFETY: May be called anywhere.
+                bindings::RVH_TASK_KILLABLE => unsafe { bindings::rvh_fatal_signal_pending() },
+                bindings::TASK_INTERRUPTIBLE => interrupted(),
+                _ => false,
+            };
             if killed || jiffies == 0 {
                 break None;
             }
@@ -121,6 +135,45 @@ impl WaitQueue {
         // SAFETY: The entry was prepared on this queue by this thread.
         unsafe { bindings::finish_wait(self.raw.get(), entry) };
         result
+    }
+}
+
+/// Those who wait for a file to be ready: in a call on it, or by polling it.
+#[pin_data]
+pub(crate) struct Waiters {
+    #[pin]
+    inside: WaitQueue,
+    #[pin]
+    polling: PollCondVar,
+}
+
+impl Waiters {
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                inside <- WaitQueue::new(),
+                polling <- new_poll_condvar!(),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// What is waited on by who polls.
+    pub(crate) fn polling(&self) -> &PollCondVar {
+        &self.polling
+    }
+
+    /// Waits until `done` returns a value; `ERESTARTSYS` if a signal comes first.
+    ///
+    /// `done` must not sleep.
+    pub(crate) fn wait<T>(&self, done: impl FnMut() -> Option<T>) -> Result<T> {
+        self.inside.wait_interruptible(done)
+    }
+
+    /// Wakes all of them. Never sleeps.
+    pub(crate) fn wake(&self) {
+        self.inside.wake_all();
+        self.polling.notify_all();
     }
 }
 

@@ -25,6 +25,12 @@ fn field(header: &[u8; BASE_BYTES], at: usize) -> u16 {
     ])
 }
 
+/// How many bytes of headers the packet says it starts with.
+#[inline]
+pub fn hdr_len(header: &[u8; BASE_BYTES]) -> u16 {
+    field(header, HDR_LEN_AT)
+}
+
 /// Makes `hdr_len` cover the checksum field, as the stack expects of a header it is handed.
 ///
 /// `total` is the length of header and packet together in bytes.
@@ -71,7 +77,7 @@ mod tests {
     fn hdr_len_grows_to_the_end_of_the_checksum_field() {
         let mut h = header(1, 14, 34, 16);
         assert_eq!(cover_csum(&mut h, 72), Ok(()));
-        assert_eq!(h[2], 52);
+        assert_eq!(hdr_len(&h), 52);
         let mut h = header(1, 60, 34, 16);
         assert_eq!(cover_csum(&mut h, 72), Ok(()));
         assert_eq!(h[2], 60);

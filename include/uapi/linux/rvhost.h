@@ -30,7 +30,7 @@
  * Each virtqueue is stopped by VHOST_NET_SET_BACKEND with -1.
  *
  * Errors: EPERM: no capability. ENODEV: no such device. EINVAL: no Ethernet device, or an unknown
- * flag. EBUSY: the device is enslaved, or another owner's, or the queue is taken.
+ * flag. EBUSY: the device is enslaved, or another owner's, or the queue is taken. E2BIG: all are.
  */
 struct rvhost_net_netdev {
 	__u32 ifindex;

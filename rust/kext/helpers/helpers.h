@@ -19,6 +19,7 @@ struct vhost_task;
 
 /* params.c */
 extern char *rvh_param_devname;
+extern char *rvh_param_tapname;
 extern bool rvh_param_fork_from_owner_default;
 extern unsigned short rvh_param_max_mem_regions;
 extern int rvh_param_zcopytx;
@@ -88,6 +89,7 @@ void rvh_ring_free(void **packets, int count);
 void rvh_ring_unconsume(struct ptr_ring *ring, void **packets, int count);
 bool rvh_ring_empty(struct ptr_ring *ring);
 void rvh_tun_describe(void **packets, struct rvh_packet *infos, int count, bool tunnel, bool blank);
+int rvh_tun_packet_to_iter(void *packet, const struct rvh_packet *info, struct iov_iter *iter);
 int rvh_tun_packet_to_user(void *packet, const struct rvh_packet *info,
 			   const struct iovec *iov, unsigned long nr, size_t skip);
 
@@ -119,11 +121,14 @@ struct rvh_arrival {
 void rvh_rtnl_lock(void);
 void rvh_rtnl_unlock(void);
 void rvh_synchronize_net(void);
-struct net_device *rvh_dev_get(int ifindex);
+struct net_device *rvh_dev_get(int ifindex, const char *name);
 int rvh_dev_hook(struct net_device *dev, rx_handler_func_t *handler, void *data);
 void *rvh_dev_hooked(struct net_device *dev, rx_handler_func_t *handler);
 void rvh_dev_unhook(struct net_device *dev);
 int rvh_dev_promisc(struct net_device *dev, bool on);
+int rvh_dev_allmulti(struct net_device *dev, bool on);
+void rvh_dev_mac(struct net_device *dev, u8 *mac);
+bool rvh_dev_is_up(struct net_device *dev);
 struct ptr_ring *rvh_ring_new(int size);
 void rvh_ring_destroy(struct ptr_ring *ring);
 u64 rvh_offload_features(u32 offloads);
@@ -133,6 +138,7 @@ unsigned int rvh_arrival_deliver(struct ptr_ring *ring, struct sk_buff *skb, u64
 unsigned int rvh_dev_transmit(struct net_device *dev, struct xdp_buff *bufs, unsigned int count);
 struct sk_buff *rvh_skb_from_user(const struct iovec *iov, unsigned long nr, size_t skip,
 				  size_t len, size_t header, void *base);
+struct sk_buff *rvh_skb_from_iter(struct iov_iter *iter, size_t len, size_t linear);
 bool rvh_skb_transmit(struct sk_buff *skb, const void *base, struct net_device *dev);
 void rvh_skb_free(struct sk_buff *skb);
 

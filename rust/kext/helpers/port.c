@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
+#include <linux/etherdevice.h>
 #include <linux/if_arp.h>
 #include <linux/if_tun.h>
 #include <linux/if_vlan.h>
@@ -28,15 +29,15 @@ void rvh_synchronize_net(void)
 	synchronize_net();
 }
 
-/* The device with this index in the caller's namespace, referenced. */
-struct net_device *rvh_dev_get(int ifindex)
+/* The device with this name, or else this index, in the caller's namespace, referenced. */
+struct net_device *rvh_dev_get(int ifindex, const char *name)
 {
 	struct net *net = current->nsproxy->net_ns;
 	struct net_device *dev;
 
 	if (!ns_capable(net->user_ns, CAP_NET_ADMIN))
 		return ERR_PTR(-EPERM);
-	dev = dev_get_by_index(net, ifindex);
+	dev = name ? dev_get_by_name(net, name) : dev_get_by_index(net, ifindex);
 	if (!dev)
 		return ERR_PTR(-ENODEV);
 	if (dev->type != ARPHRD_ETHER || dev->flags & IFF_LOOPBACK) {
@@ -75,6 +76,23 @@ void rvh_dev_unhook(struct net_device *dev)
 int rvh_dev_promisc(struct net_device *dev, bool on)
 {
 	return dev_set_promiscuity(dev, on ? 1 : -1);
+}
+
+/* With rtnl_lock. */
+int rvh_dev_allmulti(struct net_device *dev, bool on)
+{
+	return dev_set_allmulti(dev, on ? 1 : -1);
+}
+
+/* With rtnl_lock. */
+void rvh_dev_mac(struct net_device *dev, u8 *mac)
+{
+	ether_addr_copy(mac, dev->dev_addr);
+}
+
+bool rvh_dev_is_up(struct net_device *dev)
+{
+	return READ_ONCE(dev->flags) & IFF_UP;
 }
 
 struct ptr_ring *rvh_ring_new(int size)
@@ -255,28 +273,13 @@ unsigned int rvh_dev_transmit(struct net_device *dev, struct xdp_buff *bufs, uns
 	return refused;
 }
 
-/*
- * A packet of any length in user memory. Of its header, of @header bytes, the part that all have
- * goes to @base, a struct virtio_net_hdr.
- */
-struct sk_buff *rvh_skb_from_user(const struct iovec *iov, unsigned long nr, size_t skip,
-				  size_t len, size_t header, void *base)
+/* A packet of any length, about @linear bytes of which are in one piece. */
+struct sk_buff *rvh_skb_from_iter(struct iov_iter *iter, size_t len, size_t linear)
 {
-	struct virtio_net_hdr *hdr = base;
-	size_t linear, known = min(header, sizeof(*hdr));
-	struct iov_iter iter;
 	struct sk_buff *skb;
 	int err;
 
-	memset(hdr, 0, sizeof(*hdr));
-	iov_iter_init(&iter, ITER_SOURCE, iov, nr, skip + len);
-	iov_iter_advance(&iter, skip);
-	if (copy_from_iter(hdr, known, &iter) != known)
-		return ERR_PTR(-EFAULT);
-	iov_iter_advance(&iter, header - known);
-	len -= header;
-	linear = clamp_t(size_t, __virtio16_to_cpu(true, hdr->hdr_len), RVH_HEAD_BYTES, SZ_1K);
-	linear = min(linear, len);
+	linear = min(clamp_t(size_t, linear, RVH_HEAD_BYTES, SZ_1K), len);
 	skb = alloc_skb_with_frags(RVH_SKB_PAD_BYTES + linear, len - linear,
 				   PAGE_ALLOC_COSTLY_ORDER, &err, GFP_KERNEL);
 	if (!skb)
@@ -285,11 +288,31 @@ struct sk_buff *rvh_skb_from_user(const struct iovec *iov, unsigned long nr, siz
 	skb_put(skb, linear);
 	skb->data_len = len - linear;
 	skb->len += len - linear;
-	if (skb_copy_datagram_from_iter(skb, 0, &iter, len)) {
+	if (skb_copy_datagram_from_iter(skb, 0, iter, len)) {
 		kfree_skb(skb);
 		return ERR_PTR(-EFAULT);
 	}
 	return skb;
+}
+
+/*
+ * A packet of any length in user memory. Of its header, of @header bytes, the part that all have
+ * goes to @base, a struct virtio_net_hdr.
+ */
+struct sk_buff *rvh_skb_from_user(const struct iovec *iov, unsigned long nr, size_t skip,
+				  size_t len, size_t header, void *base)
+{
+	struct virtio_net_hdr *hdr = base;
+	size_t known = min(header, sizeof(*hdr));
+	struct iov_iter iter;
+
+	memset(hdr, 0, sizeof(*hdr));
+	iov_iter_init(&iter, ITER_SOURCE, iov, nr, skip + len);
+	iov_iter_advance(&iter, skip);
+	if (copy_from_iter(hdr, known, &iter) != known)
+		return ERR_PTR(-EFAULT);
+	iov_iter_advance(&iter, header - known);
+	return rvh_skb_from_iter(&iter, len - header, __virtio16_to_cpu(true, hdr->hdr_len));
 }
 
 /* Transmits and takes over @skb, whose header is @base. The caller is within an RCU read-side section. */

@@ -106,17 +106,17 @@ void rvh_tun_describe(void **packets, struct rvh_packet *infos, int count, bool 
 		rvh_tun_packet(packets[i], tunnel, blank, &infos[i]);
 }
 
-int rvh_tun_packet_to_user(void *packet, const struct rvh_packet *info,
-			   const struct iovec *iov, unsigned long nr, size_t skip)
+/* What finds no room is cut off. */
+int rvh_tun_packet_to_iter(void *packet, const struct rvh_packet *info, struct iov_iter *iter)
 {
 	struct sk_buff *skb = packet;
-	struct iov_iter iter;
 	int offset = 0;
 
-	iov_iter_init(&iter, ITER_DEST, iov, nr, skip + info->len);
-	iov_iter_advance(&iter, skip);
-	if (tun_is_xdp_frame(packet))
-		return copy_to_iter(info->data, info->len, &iter) == info->len ? 0 : -EFAULT;
+	if (tun_is_xdp_frame(packet)) {
+		if (copy_to_iter(info->data, info->len, iter) != info->len && iov_iter_count(iter))
+			return -EFAULT;
+		return 0;
+	}
 	if (info->tagged) {
 		struct {
 			__be16 proto;
@@ -124,9 +124,19 @@ int rvh_tun_packet_to_user(void *packet, const struct rvh_packet *info,
 		} tag = { skb->vlan_proto, htons(skb_vlan_tag_get(skb)) };
 
 		offset = offsetof(struct vlan_ethhdr, h_vlan_proto);
-		if (skb_copy_datagram_iter(skb, 0, &iter, offset) ||
-		    copy_to_iter(&tag, sizeof(tag), &iter) != sizeof(tag))
+		if (skb_copy_datagram_iter(skb, 0, iter, offset) ||
+		    (copy_to_iter(&tag, sizeof(tag), iter) != sizeof(tag) && iov_iter_count(iter)))
 			return -EFAULT;
 	}
-	return skb_copy_datagram_iter(skb, offset, &iter, skb->len - offset);
+	return skb_copy_datagram_iter(skb, offset, iter, skb->len - offset);
+}
+
+int rvh_tun_packet_to_user(void *packet, const struct rvh_packet *info,
+			   const struct iovec *iov, unsigned long nr, size_t skip)
+{
+	struct iov_iter iter;
+
+	iov_iter_init(&iter, ITER_DEST, iov, nr, skip + info->len);
+	iov_iter_advance(&iter, skip);
+	return rvh_tun_packet_to_iter(packet, info, &iter);
 }

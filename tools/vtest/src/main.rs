@@ -35,6 +35,7 @@ mod document;
 mod errno;
 mod fdinfo;
 mod frame;
+mod front;
 mod ioctl;
 mod late;
 mod mem;

@@ -16,6 +16,8 @@ mod dirty;
 mod fair;
 mod fault;
 pub(crate) mod features;
+mod front;
+mod front_vhost;
 mod fuzz;
 mod guest;
 mod guest_load;
@@ -61,7 +63,7 @@ const BULK: [&str; 8] = [
     "xdp::",
 ];
 /// Groups about what only the replacement has.
-const OURS: [&str; 3] = ["netdev::", "stats::", "steering::"];
+const OURS: [&str; 4] = ["front::", "netdev::", "stats::", "steering::"];
 
 /// Whether a case belongs to the groups that pin down the interface.
 pub(crate) fn is_abi(case: &Case) -> bool {
@@ -103,6 +105,8 @@ pub(crate) fn all() -> Vec<Case> {
     netdev::register(&mut table);
     netdev_changes::register(&mut table);
     netdev_tc::register(&mut table);
+    front::register(&mut table);
+    front_vhost::register(&mut table);
     steering::register(&mut table);
     compat32::register(&mut table);
     worker::register(&mut table);

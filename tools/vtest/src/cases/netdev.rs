@@ -135,7 +135,7 @@ pub(super) fn on_veth(ctx: &Ctx, features: u64, offloads: u32) -> Result<Vmm> {
     Ok(vmm)
 }
 
-fn sizes(vmm: &mut Vmm) -> Result<()> {
+pub(super) fn sizes(vmm: &mut Vmm) -> Result<()> {
     vmm.post_rx(64, &[9100])?;
     for len in [
         14, 15, 59, 60, 61, 64, 65, 100, 1000, 1514, 3300, 4084, 4096, 5000, 9014,
@@ -440,7 +440,7 @@ fn back_to_tap(ctx: &Ctx) -> Result<()> {
 }
 
 /// Sends without looking what becomes of it.
-fn load(vmm: &mut Vmm) -> Result<()> {
+pub(super) fn load(vmm: &mut Vmm) -> Result<()> {
     for i in 0..40 {
         let frame = vmm.tx_frames.plain(60 + 30 * i);
         vmm.queue_tx(&NetHdr::default(), &frame, &Split::HeaderAlone)?;
@@ -454,7 +454,7 @@ fn load(vmm: &mut Vmm) -> Result<()> {
 
 /// After the device is gone: what is sent is given back, and the owner told; and the device
 /// works on something else.
-fn gone(vmm: &mut Vmm) -> Result<()> {
+pub(super) fn gone(vmm: &mut Vmm) -> Result<()> {
     vmm.tx.drain()?;
     let frame = vmm.tx_frames.plain(100);
     vmm.queue_tx(&NetHdr::default(), &frame, &Split::HeaderAlone)?;

@@ -192,7 +192,7 @@ impl Port {
     }
 }
 
-fn none() -> Rss {
+pub(super) fn none() -> Rss {
     Rss {
         flags: 0,
         hash_types: 0,
