@@ -7,6 +7,7 @@
 
 mod cgroup;
 mod chrdev;
+mod counter;
 mod errno;
 mod eventfd;
 mod file;
@@ -16,6 +17,7 @@ mod handoff;
 mod kext;
 mod killable;
 mod kthread;
+mod log;
 mod mm;
 mod param;
 mod poll;

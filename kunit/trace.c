@@ -13,7 +13,7 @@
 static struct rvk_told told;
 static bool listening;
 
-static void on_batch(void *data, u32 dev, u32 queue, u32 packets, u64 bytes)
+static void on_batch(void *data, u32 dev, u32 queue, u32 packets, u64 bytes, u64 ns)
 {
 	told = (struct rvk_told) { told.times + 1, dev, queue, packets, bytes };
 }

@@ -16,7 +16,7 @@ mod tests {
     #[test]
     fn nobody_is_told_unless_they_listen() {
         let before = told().times;
-        trace::batch(1, 2, 3, 4);
+        trace::batch(1, 2, 3, 4, 5);
         trace::error(1, 2, 3);
         assert_eq!(told().times, before);
     }
@@ -25,7 +25,7 @@ mod tests {
     fn listener_is_told_what_happened() -> Result {
         let before = told().times;
         let listener = Listener::new()?;
-        trace::batch(u32::MAX, 1, 64, u64::MAX - 1);
+        trace::batch(u32::MAX, 1, 64, u64::MAX - 1, 9);
         let batch = told();
         trace::error(7, 0, 36);
         let error = told();
@@ -34,7 +34,7 @@ mod tests {
         trace::kick(1, 1);
         let others = told();
         drop(listener);
-        trace::batch(0, 0, 0, 0);
+        trace::batch(0, 0, 0, 0, 0);
         let after = told();
         assert_eq!(batch.times, before + 1);
         assert_eq!((batch.dev, batch.queue), (u32::MAX, 1));

@@ -4,7 +4,7 @@
 //! Locks, in their order: `control`, a queue's. `owner` is held for moments only, under any.
 
 use kernel::{
-    new_spinlock,
+    current, new_spinlock,
     prelude::*,
     seq_file::SeqFile,
     seq_print,
@@ -22,23 +22,27 @@ use crate::{
     backend::Endpoint,
     iotlb::Iotlb,
     kext::{
+        capable,
         errno,
         eventfd::EventFd,
-        file::FileRef,
         killable::{
             new_killable,
             KillableMutex, //
         },
+        log,
         mm::OwnerMm,
         param,
         port::{
             Port,
             Wanted, //
         },
+        sched,
         trace,
-        usermem::in_user_range, //
+        usermem::in_user_range,
+        wait::Bell, //
     },
     memtable::MemTable,
+    placement,
     stats::Stats,
     vcore::{
         addr::{
@@ -52,7 +56,6 @@ use crate::{
         iotlb::Entry, //
     },
     virtqueue::{
-        Addresses,
         Direction,
         Running,
         Virtqueue,
@@ -126,6 +129,8 @@ pub(crate) struct Queue {
     worker: Worker,
     /// What it runs on, if that is a port.
     port: Option<Port>,
+    /// Whether it has had a backend, and its thread a place near the guest's memory.
+    settled: bool,
 }
 
 /// Where a virtqueue is.
@@ -142,7 +147,7 @@ impl Device {
     /// A device without an owner.
     pub(crate) fn new() -> Result<Arc<Self>> {
         let id = OPENED.fetch_add(1, Relaxed);
-        let iotlb = Iotlb::new()?;
+        let iotlb = Iotlb::new(id)?;
         trace::open(id);
         Arc::pin_init(
             pin_init!(Self {
@@ -168,6 +173,15 @@ impl Device {
             .ok_or(EPERM)
     }
 
+    /// The port its queues run on, for who may steer it: the owner, and the network's administrator.
+    pub(crate) fn steered(&self) -> Result<Port> {
+        match self.owner() {
+            Err(_) if capable::net_admin() => self.any_owner().ok_or(EPERM)?,
+            owner => owner?,
+        }
+        .port()
+    }
+
     fn any_owner(&self) -> Option<Arc<Owner>> {
         self.owner.lock().clone()
     }
@@ -191,6 +205,9 @@ impl Device {
             GFP_KERNEL,
         )?;
         *self.owner.lock() = Some(owner);
+        let pid = current!().pid();
+        trace::owner(self.id, pid.unsigned_abs());
+        log::debug(pid, self.id, c"has an owner");
         Ok(())
     }
 
@@ -210,6 +227,8 @@ impl Device {
         self.iotlb.switch_off();
         let gone = self.owner.lock().take();
         drop(gone);
+        trace::owner(self.id, 0);
+        log::debug(current!().pid(), self.id, c"has no owner any more");
         Ok(())
     }
 
@@ -401,6 +420,7 @@ impl Device {
             place: Place::Stopped(vq),
             worker,
             port: None,
+            settled: false,
         };
         Ok((queue, stats))
     }
@@ -429,6 +449,11 @@ impl Owner {
             1 => Ok(&self.tx),
             _ => Err(errno::enobufs()),
         }
+    }
+
+    /// The bell of the thread of queue `index`.
+    pub(crate) fn bell(&self, index: u32) -> Result<Arc<Bell>> {
+        Ok(self.queue(index)?.lock()?.worker.handoff().bell().clone())
     }
 
     /// Whether running queues could log all writes.
@@ -505,16 +530,17 @@ impl Owner {
 }
 
 impl Queue {
-    fn has_backend(&self) -> bool {
+    /// Whether it runs.
+    pub(crate) fn has_backend(&self) -> bool {
         matches!(self.place, Place::Running)
     }
 
     /// Does `f` with the queue, which its thread lays down for that.
-    fn with<R>(&mut self, f: impl FnOnce(&mut Virtqueue) -> R) -> Result<R> {
+    pub(crate) fn with<R>(&mut self, f: impl FnOnce(&mut Virtqueue) -> R) -> Result<R> {
         match &mut self.place {
             Place::Stopped(vq) => Ok(f(vq)),
             Place::Running => {
-                let mut running = self.worker.handoff().take()?;
+                let mut running = self.park()?;
                 let result = f(&mut running.vq);
                 self.resume(running);
                 Ok(result)
@@ -532,7 +558,19 @@ impl Queue {
         }
     }
 
+    /// Takes the queue from its thread.
+    fn park(&self) -> Result<Running> {
+        let asked = sched::clock();
+        let running = self.worker.handoff().take()?;
+        let ring = &running.vq.ring;
+        let waited = sched::clock().saturating_sub(asked);
+        trace::park(ring.dev, ring.index, waited);
+        Ok(running)
+    }
+
     fn resume(&mut self, running: Running) {
+        let ring = &running.vq.ring;
+        trace::resume(ring.dev, ring.index);
         self.place = match self.worker.handoff().give(running) {
             Ok(()) => Place::Running,
             Err(running) => Place::Stopped(running.stop().0),
@@ -556,7 +594,7 @@ impl Queue {
     ) -> Result {
         let mut user = mm.as_current().ok_or(EPERM)?;
         let mut running = match &self.place {
-            Place::Running => Some(self.worker.handoff().take()?),
+            Place::Running => Some(self.park()?),
             Place::Stopped(_) => None,
             Place::Gone => return Err(EPERM),
         };
@@ -593,6 +631,14 @@ impl Queue {
         match (vq.prepare(&mut user, endpoint), old) {
             (Ok(new), _) => {
                 self.port = port;
+                if !core::mem::replace(&mut self.settled, true) {
+                    if let Some(table) = vq.ring.memory.table() {
+                        let bell = self.worker.handoff().bell();
+                        if let Some(node) = placement::settle(bell, table, &user) {
+                            vq.ring.log().debug(c"kept to node", node);
+                        }
+                    }
+                }
                 self.resume(vq.run_on(new));
                 Ok(())
             }
@@ -605,64 +651,5 @@ impl Queue {
                 Err(e)
             }
         }
-    }
-
-    /// `VHOST_SET_VRING_NUM`. `num` is read only where it matters.
-    pub(crate) fn set_num(&mut self, num: u32) -> Result {
-        let vq = self.stopped()?;
-        vq.ring.layout = vq.ring.layout.resized(num).ok_or(EINVAL)?;
-        Ok(())
-    }
-
-    /// `VHOST_SET_VRING_BASE`.
-    pub(crate) fn set_base(&mut self, base: u32) -> Result {
-        let vq = self.stopped()?;
-        vq.ring
-            .cursor
-            .set_base(base.try_into().map_err(|_| EINVAL)?);
-        Ok(())
-    }
-
-    /// `VHOST_GET_VRING_BASE`.
-    pub(crate) fn base(&mut self) -> Result<u32> {
-        self.with(|vq| vq.ring.cursor.base().into())
-    }
-
-    /// `VHOST_SET_VRING_ADDR`, after the checks of flags and alignment.
-    pub(crate) fn set_addresses(&mut self, at: Addresses) -> Result {
-        let running = self.has_backend();
-        self.with(|vq| vq.set_addresses(at, running))?
-    }
-
-    /// `VHOST_SET_VRING_BUSYLOOP_TIMEOUT`.
-    pub(crate) fn set_busyloop(&mut self, timeout: u32) -> Result {
-        self.with(|vq| vq.busyloop = timeout)
-    }
-
-    /// `VHOST_GET_VRING_BUSYLOOP_TIMEOUT`.
-    pub(crate) fn busyloop(&mut self) -> Result<u32> {
-        self.with(|vq| vq.busyloop)
-    }
-
-    /// `VHOST_SET_VRING_KICK`.
-    pub(crate) fn set_kick(&mut self, kick: Option<FileRef>) -> Result {
-        if let Some(file) = &kick {
-            EventFd::of(file)?;
-        }
-        self.with(|vq| vq.set_kick(kick))?
-    }
-
-    /// `VHOST_SET_VRING_CALL`.
-    pub(crate) fn set_call(&mut self, call: Option<EventFd>) -> Result {
-        let old = self.with(|vq| core::mem::replace(&mut vq.ring.call, call))?;
-        drop(old);
-        Ok(())
-    }
-
-    /// `VHOST_SET_VRING_ERR`.
-    pub(crate) fn set_err(&mut self, err: Option<EventFd>) -> Result {
-        let old = self.with(|vq| core::mem::replace(&mut vq.ring.err, err))?;
-        drop(old);
-        Ok(())
     }
 }

@@ -29,7 +29,7 @@ use crate::{
         sched, //
     },
     memtable::MemTable,
-    steering,
+    placement, steering,
     vcore::{
         addr::{
             Gpa,
@@ -67,6 +67,7 @@ const GET_FORK_FROM_OWNER: u32 = 0x8001af85;
 
 // include/uapi/linux/rvhost.h
 const RVHOST_NET_SET_NETDEV: u32 = 0x4020afe0;
+const RVHOST_NET_SET_CPUS: u32 = 0x4010afe3;
 
 /// The one flag of `VHOST_SET_VRING_ADDR`.
 const VRING_F_LOG: u32 = 1;
@@ -110,8 +111,9 @@ pub(crate) fn dispatch(device: &Device, cmd: u32, arg: usize) -> Result<isize> {
             device.set_log_event(&owner, optional_fd(arg.get(0)?, EventFd::get)?)?;
         }
         RVHOST_NET_SET_NETDEV => device.owner()?.set_netdev(&steering::netdev(arg)?)?,
+        RVHOST_NET_SET_CPUS => placement::set_cpus(&*device.owner()?, arg)?,
         steering::SET_RSS | steering::GET_RSS | steering::REBALANCE => {
-            return steering::ioctl(|| device.owner()?.port(), cmd, arg);
+            return steering::ioctl(|| device.steered(), cmd, arg);
         }
         _ => vring(&*device.owner()?, cmd, arg)?,
     }
@@ -253,6 +255,12 @@ fn optional_fd<T>(fd: u32, get: impl FnOnce(i32) -> Result<T>) -> Result<Option<
 pub(crate) struct Arg(pub(crate) usize);
 
 impl Arg {
+    /// What an argument points to.
+    pub(crate) fn at(addr: u64) -> Self {
+        // CAST: as wide on the 64-bit kernels this runs on.
+        Self(addr as usize)
+    }
+
     fn slice(self, offset: u64, len: usize) -> UserSlice {
         // CAST: as wide on the 64-bit kernels this runs on. An address that wraps is refused when
         // it is used.

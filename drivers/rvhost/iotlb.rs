@@ -27,6 +27,7 @@ use kernel::{
 use crate::{
     kext::{
         chrdev::OpenedFile,
+        trace,
         wait::{
             Bell,
             WaitQueue, //
@@ -87,6 +88,7 @@ pub(crate) const MAPPINGS: u32 = crate::kext::handoff::events::FIRST_OWN << 2;
 /// The IOTLB of one device. Without effect until it is switched on.
 #[pin_data]
 pub(crate) struct Iotlb {
+    dev: u32,
     #[pin]
     state: SpinLock<State>,
     #[pin]
@@ -100,9 +102,11 @@ pub(crate) struct Iotlb {
 }
 
 impl Iotlb {
-    pub(crate) fn new() -> Result<Arc<Self>> {
+    /// That of device `dev`.
+    pub(crate) fn new(dev: u32) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
+                dev,
                 state <- new_spinlock!(State {
                     table: None,
                     asked: [Asked::Nothing; 2],
@@ -175,6 +179,7 @@ impl Iotlb {
             if *asked != Asked::Unread(miss) && *asked != Asked::Read(miss) {
                 *asked = Asked::Unread(miss);
                 drop(state);
+                trace::iotlb_miss(self.dev, index, miss.iova, miss.perm.into());
                 self.readable.notify_all();
             }
         }
@@ -211,6 +216,7 @@ impl Iotlb {
             }
             hides
         };
+        trace::iotlb_update(self.dev, entry.first, entry.last);
         if hides {
             self.retire()
         } else {
@@ -229,10 +235,10 @@ impl Iotlb {
             state.table.as_mut().ok_or(EFAULT)?.remove(first, last)
         };
         if removed {
-            self.retire()
-        } else {
-            Ok(())
+            self.retire()?;
         }
+        trace::iotlb_invalidate(self.dev, first, last);
+        Ok(())
     }
 
     /// Waits until no queue uses a mapping that is not in the table any more.

@@ -15,6 +15,7 @@ use crate::{
     },
     kext::{
         eventfd::EventFd,
+        log,
         trace,
         usermem::UserMem, //
     },
@@ -68,6 +69,12 @@ pub(crate) struct Ring {
     pub(crate) memory: Memory,
     pub(crate) call: Option<EventFd>,
     pub(crate) err: Option<EventFd>,
+    /// The owner's process.
+    pub(crate) owner: i32,
+    /// Limits what is written to the kernel's log.
+    pub(crate) warned: log::Limit,
+    /// When the pass began, if that is of interest.
+    pub(crate) began: Option<u64>,
     /// What is counted of it. Written through this place only.
     pub(crate) stats: Arc<Stats>,
 }
@@ -199,11 +206,24 @@ impl Ring {
         }
     }
 
+    /// The queue, for the kernel's log.
+    pub(crate) fn log(&self) -> log::Queue {
+        log::Queue {
+            owner: self.owner,
+            dev: self.dev,
+            queue: self.index,
+        }
+    }
+
     /// Tells of a pass, and of what it moved.
     #[inline]
     pub(crate) fn passed(&self, packets: u32, bytes: u64) {
         self.stats.batch(packets, bytes, self.cursor.outstanding());
-        trace::batch(self.dev, self.index, packets, bytes);
+        if let Some(now) = trace::batch_begins() {
+            // A pass that began before anybody listened took nobody knows how long.
+            let ns = self.began.map_or(0, |began| now.saturating_sub(began));
+            trace::batch(self.dev, self.index, packets, bytes, ns);
+        }
     }
 
     /// Tells owner and tracers that the ring is broken. A mapping that is missing is no such
@@ -216,6 +236,7 @@ impl Ring {
         if problem == Problem::Ring(Error::Miss) {
             return;
         }
+        self.log().warn(&self.warned, problem.name());
         if let Some(err) = &self.err {
             err.signal();
         }

@@ -14,6 +14,7 @@ mod kext;
 mod log;
 mod memtable;
 mod message;
+mod placement;
 mod ring;
 mod rx;
 mod stats;
@@ -23,6 +24,7 @@ mod tx;
 #[path = "../../rust/vcore/mod.rs"]
 pub mod vcore;
 mod virtqueue;
+mod vring;
 mod worker;
 
 use kernel::prelude::*;

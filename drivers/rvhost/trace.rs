@@ -59,6 +59,17 @@ impl Problem {
     }
 }
 
+impl Problem {
+    /// Its name.
+    pub(crate) fn name(self) -> &'static str {
+        let number = self.number();
+        let mut known = REASONS.iter();
+        known
+            .find(|(n, _)| *n == number)
+            .map_or("?", |(_, name)| name)
+    }
+}
+
 /// The numbers of all problems, and their names: those of `include/trace/events/rvhost.h`.
 pub(crate) const REASONS: [(u32, &str); 22] = [
     (0, "fault"),

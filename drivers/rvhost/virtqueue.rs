@@ -2,6 +2,7 @@
 //! A virtqueue: stopped, it is the control plane's; running, it is its thread's.
 
 use kernel::{
+    current,
     prelude::*,
     sync::Arc, //
 };
@@ -22,6 +23,7 @@ use crate::{
             events,
             Handoff, //
         },
+        log,
         poll::{
             ready,
             PollHook, //
@@ -168,6 +170,9 @@ impl Virtqueue {
                     memory: Memory::new(stats.clone()),
                     call: None,
                     err: None,
+                    owner: current!().pid(),
+                    warned: log::Limit::default(),
+                    began: None,
                     stats,
                 },
                 path: match direction {
@@ -328,6 +333,7 @@ impl Virtqueue {
             u32::from(ring.layout.num()),
             u32::from(ring.cursor.base()),
         );
+        ring.log().debug(c"started at", ring.cursor.base().into());
         Running { vq: self, backend }
     }
 }
@@ -356,6 +362,7 @@ impl Running {
         }
         let ring = &self.vq.ring;
         ring.stats.stop();
+        ring.log().debug(c"stopped at", ring.cursor.base().into());
         trace::queue_stop(
             ring.dev,
             ring.index,
@@ -440,6 +447,7 @@ impl Running {
                 }
                 covered = true;
             }
+            ring.began = trace::batch_begins();
             let next = match path {
                 Path::Rx(rx) => rx.pass(ring, user, &backend.endpoint),
                 Path::Tx(tx) => tx.pass(ring, user, &backend.endpoint),

@@ -24,7 +24,7 @@ use crate::{
         handoff::Handoff,
         kthread,
         mm::OwnerMm,
-        sched,
+        place,
         task::{
             Body,
             ProcessThread,
@@ -65,6 +65,9 @@ pub(crate) enum Kind {
 struct Serve {
     handoff: Arc<Handoff<Running>>,
     mm: OwnerMm,
+    direction: Direction,
+    /// Whether the thread has taken its place.
+    placed: bool,
 }
 
 /// How a kernel thread's start went: an errno, or one of the two below.
@@ -94,6 +97,8 @@ impl Worker {
         let serve = Serve {
             handoff: handoff.clone(),
             mm: mm.clone(),
+            direction,
+            placed: false,
         };
         // From here on the thread is ended by dropping the worker.
         let mut worker = Self {
@@ -167,7 +172,8 @@ impl Serve {
                 Ok(()) => STARTED,
                 Err(e) => e.to_errno(),
             };
-            sched::inherit_cpus(&owner);
+            place::inherit(&owner);
+            place::take(self.direction.index());
             drop(owner);
             theirs.outcome.store(outcome, Release);
             theirs.known.wake_all();
@@ -192,6 +198,10 @@ impl Serve {
 
 impl Body for Serve {
     fn turn(&mut self) -> Turn {
+        if !core::mem::replace(&mut self.placed, true) {
+            // It has the owner's CPUs, as all its threads.
+            place::take(self.direction.index());
+        }
         let turn = match self.mm.as_current() {
             Some(mut user) => turn(&self.handoff, &mut user),
             None => Turn::Ended,

@@ -7,6 +7,7 @@
 #[path = "bindings/mod.rs"]
 mod bindings;
 
+pub(crate) mod capable;
 pub(crate) mod cgroup;
 pub(crate) mod chrdev;
 pub(crate) mod counter;
@@ -18,9 +19,11 @@ pub(crate) mod ifname;
 pub(crate) mod inlet;
 pub(crate) mod killable;
 pub(crate) mod kthread;
+pub(crate) mod log;
 pub(crate) mod mm;
 pub(crate) mod netdev;
 pub(crate) mod param;
+pub(crate) mod place;
 pub(crate) mod poll;
 pub(crate) mod port;
 mod rtnl;

@@ -49,6 +49,7 @@ use super::{
         Rtnl,
         RtnlCell, //
     },
+    trace,
     tun::Packets,
     usermem::{
         has_room,
@@ -114,6 +115,8 @@ type Decide = Steering<KVVec<Sums>>;
 struct Shared {
     dev: NetDev,
     raw: NonNull<bindings::net_device>,
+    /// The device's number when the port was made.
+    ifindex: u32,
     /// Whose it is: no two owners have the same number at a time. Files that stand for queues are
     /// one owner.
     owner: usize,
@@ -245,11 +248,14 @@ impl Port {
             carried.push(Atomic::new(0), GFP_KERNEL)?;
         }
         let before = KVec::from_elem(0, MAX_ENTRIES, GFP_KERNEL)?;
+        // SAFETY: The device exists and the lock is held.
+        let ifindex = unsafe { bindings::rvh_dev_ifindex(raw.as_ptr()) };
         let decide = KBox::into_raw(rss.decide()?);
         // INVARIANT: There are no slots in use; `decide` was allocated just now; not hooked yet.
         let shared = Shared {
             dev,
             raw,
+            ifindex,
             owner,
             alone: wanted.alone,
             slots,
@@ -526,6 +532,9 @@ impl Shared {
         rtnl.wait_for_receivers();
         // SAFETY: By the type's invariant; whoever has seen it is done.
         drop(unsafe { KBox::from_raw(old) });
+        // CAST: there are few.
+        let entries = rss.table.entries().len() as u32;
+        trace::steering(self.ifindex, rss.types, entries, rss.even.into());
         self.state.get(rtnl).rss = rss;
         Ok(())
     }

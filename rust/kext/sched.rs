@@ -1,19 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Sharing the CPU.
 
-use kernel::{
-    prelude::*,
-    task::Task, //
-};
+use kernel::prelude::*;
 
 use super::bindings;
-
-/// Lets the calling thread run where `of` may run, as a thread of its own would. Without effect
-/// where the caller's control groups leave none of these CPUs.
-pub(crate) fn inherit_cpus(of: &Task) {
-    // SAFETY: Both tasks are referenced, by `of` and by running; a mask is valid as long as its task.
-    unsafe { bindings::rvh_inherit_cpus(of.as_ptr()) };
-}
 
 /// Lets others run if it is their turn.
 #[inline]

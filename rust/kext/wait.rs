@@ -26,6 +26,7 @@ use kernel::{
 
 use super::{
     bindings,
+    place,
     sched::interrupted, //
 };
 
@@ -211,6 +212,18 @@ impl Bell {
             )
         };
         (id != 0).then_some((id, cpu_ns))
+    }
+
+    /// Keeps its thread to CPUs; see [`place::set`]. `ESRCH` if there is none yet.
+    pub(crate) fn set_cpus(&self, words: &[u64]) -> Result {
+        place::set(self.sleeper.as_ref().ok_or(ESRCH)?, words)
+    }
+
+    /// Keeps its thread to a node; see [`place::prefer`]. Returns whether that was done.
+    pub(crate) fn prefer_node(&self, node: u32) -> bool {
+        self.sleeper
+            .as_ref()
+            .is_some_and(|task| place::prefer(task, node))
     }
 
     /// Rings: the thread wakes, or finds the events when it next looks. Never sleeps.

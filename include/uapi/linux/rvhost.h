@@ -65,7 +65,8 @@ struct rvhost_net_netdev {
  *
  * How a port distributes what its device receives (virtio 1.3, 5.1.6.5.7). The port is that of the
  * queue pair behind the file. May be changed while packets flow: a flow moves only if its entry of
- * the table does. For the device's owner.
+ * the table does. For the device's owner, and for whoever has the file (as by pidfd_getfd()) and
+ * CAP_NET_ADMIN in the initial user namespace.
  *
  * Errors: EPERM for others; ENOTCONN if the queue pair is on no port; EINVAL.
  */
@@ -86,8 +87,29 @@ struct rvhost_net_rss {
 
 /*
  * Moves up to so many entries of the table from busy to idle queues, by what they carried since
- * this was last asked for. Returns how many were moved.
+ * this was last asked for. Returns how many were moved. Permissions are those of SET_RSS.
  */
 #define RVHOST_NET_REBALANCE	_IOW(0xAF, 0xE2, __u32)
+
+/**
+ * struct rvhost_net_cpus - argument of RVHOST_NET_SET_CPUS
+ * @queue: the virtqueue: 0 or 1
+ * @bytes: length of the set at @mask: a multiple of 8, up to 1024; 0: all CPUs
+ * @mask: address of the set: bit N of the 64-bit word M is CPU 64 * M + N
+ *
+ * Keeps the thread of a queue to those CPUs of the set that the calling thread may run on as well,
+ * so that nobody leaves a cpuset this way. Later changes of the cpuset change it again. For the
+ * device's owner; others use sched_setaffinity() with the thread's number from fdinfo.
+ *
+ * Errors: EINVAL if no CPU is left, or @bytes is out of range; ESRCH if the thread has not begun
+ * to run; ENOBUFS if there is no such queue; EPERM for others than the owner.
+ */
+struct rvhost_net_cpus {
+	__u32 queue;
+	__u32 bytes;
+	__u64 mask;
+};
+
+#define RVHOST_NET_SET_CPUS	_IOW(0xAF, 0xE3, struct rvhost_net_cpus)
 
 #endif

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 #include "ifname.c"
+#include "log.c"
 #include "macvtap.c"
 #include "misc.c"
 #include "netdev.c"
+#include "place.c"
 #include "port.c"
 #include "socket.c"
 #include "tun.c"

@@ -23,19 +23,21 @@ extern char *rvh_param_tapname;
 extern bool rvh_param_fork_from_owner_default;
 extern unsigned short rvh_param_max_mem_regions;
 extern int rvh_param_zcopytx;
+extern bool rvh_param_near_memory;
+bool rvh_param_cpus(u32 queue, struct cpumask *cpus);
 
 /* misc.c: tasks, locks, polling */
 void rvh_module_get(void);
 void rvh_module_put(void);
 void rvh_module_put_and_exit(void) __noreturn;
 void rvh_inherit_nice(struct task_struct *task);
-void rvh_inherit_cpus(struct task_struct *of);
 void rvh_set_current_state(unsigned int state);
 bool rvh_fatal_signal_pending(void);
 bool rvh_signal_pending(void);
 u64 rvh_local_clock(void);
 bool rvh_current_is_kthread(void);
 void rvh_cond_resched(void);
+bool rvh_net_admin(void);
 bool rvh_need_resched(void);
 void rvh_cpu_relax(void);
 int rvh_mutex_lock_killable(struct mutex *lock);
@@ -49,6 +51,20 @@ void rvh_task_start(struct vhost_task *task);
 void rvh_task_stop(struct vhost_task *task);
 pid_t rvh_task_id(struct task_struct *task);
 u64 rvh_task_cpu_ns(struct task_struct *task);
+
+/* place.c: CPUs that threads run on */
+void rvh_inherit_cpus(struct task_struct *of);
+void rvh_take_place(u32 queue);
+int rvh_set_cpus(struct task_struct *task, const u64 *words, unsigned int count);
+bool rvh_has_nodes(void);
+int rvh_user_page_node(u64 addr);
+bool rvh_prefer_node(struct task_struct *task, int node);
+
+/* log.c: the kernel's log */
+void rvh_warn_problem(pid_t owner, u32 dev, u32 queue, const char *reason,
+		      int len, u64 untold);
+void rvh_debug_device(pid_t owner, u32 dev, const char *what);
+void rvh_debug_queue(pid_t owner, u32 dev, u32 queue, const char *what, u32 value);
 
 /* usermem.c: memory of the current address space */
 bool rvh_access_ok(u64 addr, u64 len);
@@ -122,6 +138,7 @@ void rvh_rtnl_lock(void);
 void rvh_rtnl_unlock(void);
 void rvh_synchronize_net(void);
 struct net_device *rvh_dev_get(int ifindex, const char *name);
+u32 rvh_dev_ifindex(const struct net_device *dev);
 int rvh_dev_hook(struct net_device *dev, rx_handler_func_t *handler, void *data);
 void *rvh_dev_hooked(struct net_device *dev, rx_handler_func_t *handler);
 void rvh_dev_unhook(struct net_device *dev);

@@ -27,11 +27,6 @@ void rvh_inherit_nice(struct task_struct *task)
 	set_user_nice(task, task_nice(current));
 }
 
-void rvh_inherit_cpus(struct task_struct *of)
-{
-	set_cpus_allowed_ptr(current, &of->cpus_mask);
-}
-
 void rvh_set_current_state(unsigned int state)
 {
 	set_current_state(state);
@@ -60,6 +55,12 @@ bool rvh_current_is_kthread(void)
 void rvh_cond_resched(void)
 {
 	cond_resched();
+}
+
+/* Whether the caller is an administrator of the network, also outside of its name spaces. */
+bool rvh_net_admin(void)
+{
+	return capable(CAP_NET_ADMIN);
 }
 
 bool rvh_need_resched(void)

@@ -47,6 +47,11 @@ struct net_device *rvh_dev_get(int ifindex, const char *name)
 	return dev;
 }
 
+u32 rvh_dev_ifindex(const struct net_device *dev)
+{
+	return dev->ifindex;
+}
+
 /* With rtnl_lock: hands what @dev receives to @handler. */
 int rvh_dev_hook(struct net_device *dev, rx_handler_func_t *handler, void *data)
 {

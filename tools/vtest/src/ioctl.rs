@@ -94,6 +94,15 @@ pub(crate) struct Rss {
     pub(crate) carried: [u64; 128],
 }
 
+/// `struct rvhost_net_cpus`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CpuSet {
+    pub(crate) queue: u32,
+    pub(crate) bytes: u32,
+    pub(crate) mask: u64,
+}
+
 const VHOST: libc::c_uint = 0xaf;
 
 ioctl_ior_nr!(GET_FEATURES, VHOST, 0x00, u64);
@@ -128,6 +137,7 @@ ioctl_iow_nr!(RVHOST_NET_SET_NETDEV, VHOST, 0xe0, Netdev);
 ioctl_iow_nr!(RVHOST_NET_SET_RSS, VHOST, 0xe1, Rss);
 ioctl_ior_nr!(RVHOST_NET_GET_RSS, VHOST, 0xe1, Rss);
 ioctl_iow_nr!(RVHOST_NET_REBALANCE, VHOST, 0xe2, u32);
+ioctl_iow_nr!(RVHOST_NET_SET_CPUS, VHOST, 0xe3, CpuSet);
 
 /// What an ioctl is called.
 pub(crate) fn name(number: libc::c_ulong) -> String {
@@ -298,5 +308,6 @@ mod tests {
         assert_eq!(RVHOST_NET_SET_RSS(), 0x4538_afe1);
         assert_eq!(RVHOST_NET_GET_RSS(), 0x8538_afe1);
         assert_eq!(RVHOST_NET_REBALANCE(), 0x4004_afe2);
+        assert_eq!(RVHOST_NET_SET_CPUS(), 0x4010_afe3);
     }
 }

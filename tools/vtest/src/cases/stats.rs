@@ -26,9 +26,11 @@ use crate::device;
 use crate::device::feature;
 use crate::device::RX;
 use crate::device::TX;
+use crate::errno::Errno;
 use crate::fdinfo::Fdinfo;
 use crate::frame::NetHdr;
 use crate::ioctl;
+use crate::ioctl::CpuSet;
 use crate::ioctl::Raw;
 use crate::ioctl::VringState;
 use crate::late::Late;
@@ -69,6 +71,63 @@ pub(super) fn register(table: &mut Table) {
     add("restart_keeps_them_and_reset_owner_does_not", restart);
     add("readers_under_load_see_them_grow_only", readers);
     add("reading_waits_for_no_queue", held);
+    add("threads_run_where_the_owner_says", placed);
+}
+
+/// RVHOST_NET_SET_CPUS.
+fn placed(ctx: &Ctx) -> Result<()> {
+    let vmm = Setup::new().features(feature::VERSION_1).build(ctx)?;
+    let raw = vmm.vhost.raw();
+    let set = |queue: u32, bytes: u32, words: &[u64]| {
+        let mask = words.as_ptr() as u64;
+        let cpus = CpuSet { queue, bytes, mask };
+        raw.put(ioctl::RVHOST_NET_SET_CPUS(), &cpus)
+    };
+    let allowed = |queue: &str| -> Result<String> {
+        let thread = look(&vmm)?.number(&format!("{queue}-thread"))?;
+        let status = std::fs::read_to_string(format!("/proc/{thread}/status"))?;
+        let mut lines = status.lines();
+        let list = lines.find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        Ok(list.context("no list of CPUs")?.trim().to_owned())
+    };
+    let all = allowed("rx")?;
+    ensure!(all != "0", "there is one CPU only");
+    expect("CPU 0 for RX", set(0, 8, &[1]), Ok(0))?;
+    expect("CPU 1 for TX", set(1, 16, &[2, 0]), Ok(0))?;
+    expect("CPUs of RX", allowed("rx")?.as_str(), "0")?;
+    expect("CPUs of TX", allowed("tx")?.as_str(), "1")?;
+    expect("all CPUs for TX", set(1, 0, &[]), Ok(0))?;
+    expect("CPUs of TX then", allowed("tx")?, all)?;
+    for (what, seen, wanted) in [
+        ("none", set(0, 8, &[0]), Err(Errno(libc::EINVAL))),
+        (
+            "CPUs that are not there",
+            set(0, 16, &[0, 1]),
+            Err(Errno(libc::EINVAL)),
+        ),
+        ("half a word", set(0, 4, &[1]), Err(Errno(libc::EINVAL))),
+        (
+            "too many words",
+            set(0, 1032, &[1; 129]),
+            Err(Errno(libc::EINVAL)),
+        ),
+        (
+            "a queue that is not there",
+            set(2, 8, &[1]),
+            Err(Errno(libc::ENOBUFS)),
+        ),
+    ] {
+        expect(what, seen, wanted)?;
+    }
+    let nowhere = CpuSet {
+        queue: 0,
+        bytes: 8,
+        mask: 8,
+    };
+    let seen = raw.put(ioctl::RVHOST_NET_SET_CPUS(), &nowhere);
+    expect("no memory", seen, Err(Errno(libc::EFAULT)))?;
+    expect("CPUs of RX in the end", allowed("rx")?.as_str(), "0")?;
+    Ok(())
 }
 
 fn look(vmm: &Vmm) -> Result<Fdinfo> {

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0
+#include <linux/cpumask.h>
+#include <linux/mm.h>
+#include <linux/nodemask.h>
+#include <linux/sched.h>
+#include <linux/topology.h>
+#include <helpers/helpers.h>
+
+/* Has @task run on those of @cpus that are in @within, too; -EINVAL if there are none. */
+static int narrow(struct task_struct *task, const struct cpumask *cpus,
+		  const struct cpumask *within)
+{
+	cpumask_var_t both;
+	int err = -EINVAL;
+
+	if (!alloc_cpumask_var(&both, GFP_KERNEL))
+		return -ENOMEM;
+	if (cpumask_and(both, cpus, within))
+		err = set_cpus_allowed_ptr(task, both);
+	free_cpumask_var(both);
+	return err;
+}
+
+void rvh_inherit_cpus(struct task_struct *of)
+{
+	set_cpus_allowed_ptr(current, &of->cpus_mask);
+}
+
+/* The calling thread, which is that of queue @queue: as the parameters say. */
+void rvh_take_place(u32 queue)
+{
+	cpumask_var_t cpus;
+
+	if (!alloc_cpumask_var(&cpus, GFP_KERNEL))
+		return;
+	if (rvh_param_cpus(queue, cpus))
+		narrow(current, cpus, &current->cpus_mask);
+	free_cpumask_var(cpus);
+}
+
+/* CPUs as bits of @count words, of those that the caller may run on; all of these if @count is 0. */
+int rvh_set_cpus(struct task_struct *task, const u64 *words, unsigned int count)
+{
+	cpumask_var_t cpus;
+	unsigned int cpu;
+	int err;
+
+	if (!zalloc_cpumask_var(&cpus, GFP_KERNEL))
+		return -ENOMEM;
+	for_each_possible_cpu(cpu)
+		if (!count || (cpu / 64 < count && words[cpu / 64] >> cpu % 64 & 1))
+			cpumask_set_cpu(cpu, cpus);
+	err = narrow(task, cpus, &current->cpus_mask);
+	free_cpumask_var(cpus);
+	return err;
+}
+
+bool rvh_has_nodes(void)
+{
+	return num_online_nodes() > 1;
+}
+
+/* The node of the page at @addr, if it is there; it is not waited for. */
+int rvh_user_page_node(u64 addr)
+{
+	struct page *page;
+	int node;
+
+	if (get_user_pages_fast_only(addr, 1, 0, &page) != 1)
+		return NUMA_NO_NODE;
+	node = page_to_nid(page);
+	put_page(page);
+	return node;
+}
+
+/* Has @task run on the CPUs of @node only, if it may run there, and nobody has said where. */
+bool rvh_prefer_node(struct task_struct *task, int node)
+{
+	if (READ_ONCE(task->user_cpus_ptr) || !node_online(node))
+		return false;
+	return !narrow(task, cpumask_of_node(node), &task->cpus_mask);
+}
