@@ -30,7 +30,7 @@ run_in_vm() {
         shift
     done
     [ $# -eq 0 ] || shift
-    "$ROOT/scripts/vm" --name "bench-$part" "${options[@]}" -- "$ROOT/scripts/bench/$part-inside" "$MODULE" "$@"
+    "$ROOT/scripts/vm" --name "bench-$part" "${options[@]}" -- "$ROOT/scripts/bench/$part-inside" "$MODULE" "$@" || return
     cp "$BUILD/vm/bench-$part/runs" "$BUILD/bench/$part.runs"
 }
 
@@ -46,7 +46,9 @@ load_both() { # MODULE-FILE [FOLDER-OF-MODULES]
 measure() {
     local device=/dev/vhost-net
     [ "$1" = c ] || device=/dev/vhost-rnet
-    /dev/shm/vtest bench --module "$1" --device $device --json "$2" "${@:3}" >>"$OUT/runs"
+    # A run that stops half-way is told, and done again once.
+    try() { /dev/shm/vtest bench --module "$1" --device $device --json "$2" "${@:3}" >>"$OUT/runs"; }
+    try "$@" || { echo "note: $1 stopped in '$2': once more" && try "$@"; }
 }
 
 # Inside: pairs CASE ARGUMENT…: runs of both modules in turns

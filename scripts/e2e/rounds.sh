@@ -46,8 +46,14 @@ guest() {
 # The libvirt guest
 
 HAVE_LIBVIRT=n
-# Starts libvirt and the guest, where they are not there yet.
+# Starts libvirt and the guest, where they are not there yet; in User-Mode Linux the guest alone.
 libvirt_guest() {
+    if [ -n "${VM_UML:-}" ]; then
+        speak_to guest
+        [ -e "$GUEST_PIDFILE" ] || boot_guest start_emulated "stop_qemu guest"
+        console "$TERMINAL"
+        return
+    fi
     if [ $HAVE_LIBVIRT = n ]; then
         start_libvirt
         define_guest
@@ -58,6 +64,8 @@ libvirt_guest() {
     console "$(virsh ttyconsole guest)"
 }
 
+start_emulated() { start_qemu guest "" "" ""; }
+
 no_libvirt_guest() { [ $HAVE_LIBVIRT = n ] || virsh -q destroy guest >/dev/null 2>&1 || true; }
 
 state_is() { [ "$(virsh domstate guest)" = "$1" ]; }
@@ -65,6 +73,8 @@ state_is() { [ "$(virsh domstate guest)" = "$1" ]; }
 # Plain QEMU
 
 MTU=1500
+ACCEL=(-accel kvm -cpu host)
+[ -z "${VM_UML:-}" ] || ACCEL=(-accel "tcg,thread=multi" -cpu max)
 # Sets NAME's log and pid file as those of the guest that is spoken to.
 # shellcheck disable=SC2034 # lib.sh uses them
 speak_to() { GUEST_LOG=/run/$1.log GUEST_PIDFILE=/run/$1.pid; }
@@ -78,7 +88,7 @@ start_qemu() {
     ip link set "$tap" master br0 mtu "$MTU" up
     ip link set br0 mtu "$MTU"
     "$EMULATOR" -name "$name" -nodefaults -no-user-config -display none -daemonize -pidfile "/run/$name.pid" \
-        -machine "q35,accel=kvm$machine" -cpu host -smp 2 -m 160 -kernel "$VM_GUEST_KERNEL" -initrd "$VM_INITRD" \
+        -machine "q35$machine" "${ACCEL[@]}" -smp 2 -m 160 -kernel "$VM_GUEST_KERNEL" -initrd "$VM_INITRD" \
         -append "console=ttyS0 quiet panic=-1 noxsave guest_ip=$GUEST_IP host_ip=$HOST_IP $words" \
         -chardev "pty,id=serial,logfile=/run/$name.log" -serial chardev:serial \
         -qmp "unix:/run/$name.qmp,server=on,wait=off" "$@" \
@@ -195,11 +205,12 @@ no_threads_of() { [ -z "$(vhost_threads "$1")" ]; }
 threads() { if [ "${MODULE:-rust}" = c ]; then echo "$1"; else echo $((2 * $1)); fi; }
 
 # probe NAME SYSTEM-CALL FIELDS FILTER: counts its calls, whichever module answers them; hits
-# NAME tells the count. %di points at the caller's registers.
+# NAME tells the count. User-Mode Linux has no tracing: nothing is counted. %di points at the caller's registers.
 # shellcheck disable=SC2034 # the rounds use them
 IOCTL='cmd=+104(%di):x32 bits=+u0(+96(%di)):x64' WRITE='count=+96(%di):u64 type=+u0(+104(%di)):u32 kind=+u33(+104(%di)):u8'
 probe() {
+    [ -d $TRACING/events ] || return 0
     echo "p:vhost/$1 __x64_sys_$2 $3" >>$TRACING/kprobe_events
     echo "hist:keys=common_pid if $4" >"$TRACING/events/vhost/$1/trigger"
 }
-hits() { sed -n 's/^ *Hits: //p' "$TRACING/events/vhost/$1/hist"; }
+hits() { [ ! -d $TRACING/events ] || sed -n 's/^ *Hits: //p' "$TRACING/events/vhost/$1/hist"; }
