@@ -35,9 +35,9 @@ run_in_vm() {
 }
 
 # Inside: both modules side by side, and the client in memory.
-load_both() { # MODULE-FILE [FOLDER-OF-MODULES]
-    modprobe ${2:+-d "$2"} vhost max_mem_regions=509
-    modprobe ${2:+-d "$2"} vhost_net
+load_both() { # MODULE-FILE
+    modprobe vhost max_mem_regions=509
+    modprobe vhost_net
     insmod "$1" devname=vhost-rnet max_mem_regions=509
     cp "$ROOT/tools/vtest/target/release/vtest" /dev/shm/vtest
 }
