@@ -10,6 +10,7 @@ mod list;
 mod metrics;
 mod pin;
 mod rates;
+mod rss;
 mod system;
 mod top;
 mod watch;
@@ -114,6 +115,12 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Show or change who of a guest's queues gets which flow
+    ///
+    /// For queues on a network device: TAPs and MacVTaps steer by themselves. Takes the device's
+    /// file from the process that has it, which is for root.
+    #[command(subcommand)]
+    Rss(Rss),
     /// Look whether this host is ready, and tell what to do if not
     Check {
         /// As JSON
@@ -138,6 +145,27 @@ enum Command {
     Man {
         /// The folder
         folder: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Rss {
+    /// Show table, key, and what the entries carried
+    Show(Which),
+    /// Change the table, the key, or what is hashed, while packets flow
+    Set {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        change: rss::Change,
+    },
+    /// Move entries of the table from busy to idle queues, by what they carried lately
+    Rebalance {
+        #[command(flatten)]
+        which: Which,
+        /// Move so many at the most
+        #[arg(long, default_value_t = 8)]
+        max: u32,
     },
 }
 
@@ -303,6 +331,31 @@ fn run(cli: &Cli) -> Result<ExitCode> {
                     format!("  ({reason})")
                 };
                 println!("{name}: thread {thread} on CPUs {cpus}{reason}");
+            }
+        }
+        Command::Rss(command) => {
+            let (Rss::Show(which) | Rss::Set { which, .. } | Rss::Rebalance { which, .. }) =
+                command;
+            let ports = rss::ports(&some!(which, system))?;
+            for port in &ports {
+                match command {
+                    Rss::Set { change, .. } => port.set(change)?,
+                    Rss::Rebalance { max, .. } => {
+                        let moved = port.rebalance(*max)?;
+                        if !which.json {
+                            println!("{moved}");
+                        }
+                    }
+                    Rss::Show(_) => {}
+                }
+                if !which.json && !matches!(command, Rss::Rebalance { .. }) {
+                    print!("{}", port.text()?);
+                }
+            }
+            if which.json {
+                let all = ports.iter().map(rss::Port::json);
+                let all = all.collect::<Result<Vec<_>>>()?;
+                println!("{:#}", serde_json::json!({ "version": 1, "ports": all }));
             }
         }
         Command::Check { json } => {
