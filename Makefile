@@ -46,6 +46,8 @@ tool: ## build the rvhost command: build/tool/rvhost, with man pages and complet
 	@scripts/tool build
 install-tool: ## install it under /usr/local
 	@scripts/tool install
+test-observe: ## counters, the rvhost command, tracing recipes, where threads run
+	@scripts/observe all
 doc: ## rustdoc, Documentation/ as HTML, the header's comments: build/doc (warnings are errors)
 	@scripts/doc
 bench-quick: ## instructions per packet, against C vhost_net and our own baseline (BASELINE=write)
@@ -63,4 +65,4 @@ clean: ## remove what was built here; the cache stays
 clean-cache: ## remove the cache: kernels, source, tools
 	@scripts/clean cache
 
-.PHONY: help setup run vm modules install test test-long check kunit rounds vtest test-backends abi hostile hostile-quick soak coverage trace tool install-tool doc bench-quick bench where kernel rust-analyzer clean clean-cache
+.PHONY: help setup run vm modules install test test-long check kunit rounds vtest test-backends abi hostile hostile-quick soak coverage trace tool install-tool test-observe doc bench-quick bench where kernel rust-analyzer clean clean-cache

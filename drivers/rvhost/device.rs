@@ -205,7 +205,7 @@ impl Device {
             GFP_KERNEL,
         )?;
         *self.owner.lock() = Some(owner);
-        let pid = current!().pid();
+        let pid = current!().group_leader().pid();
         trace::owner(self.id, pid.unsigned_abs());
         log::debug(pid, self.id, c"has an owner");
         Ok(())
@@ -228,7 +228,11 @@ impl Device {
         let gone = self.owner.lock().take();
         drop(gone);
         trace::owner(self.id, 0);
-        log::debug(current!().pid(), self.id, c"has no owner any more");
+        log::debug(
+            current!().group_leader().pid(),
+            self.id,
+            c"has no owner now",
+        );
         Ok(())
     }
 

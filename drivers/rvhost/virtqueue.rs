@@ -170,7 +170,7 @@ impl Virtqueue {
                     memory: Memory::new(stats.clone()),
                     call: None,
                     err: None,
-                    owner: current!().pid(),
+                    owner: current!().group_leader().pid(),
                     warned: log::Limit::default(),
                     began: None,
                     stats,
