@@ -256,8 +256,9 @@ impl Rx {
                 log(ring, user, chains.segments(i), packet.len() + header);
             }
         }
-        packets.consume(done);
+        // Where this fails, packets and buffers are as they were, to be tried again.
         ring.put_used(user, used.get(..done).unwrap_or(&[]))?;
+        packets.consume(done);
         chains.pop(done);
         // CAST: at most `WINDOW`.
         sum.packets += done as u32;
@@ -291,8 +292,8 @@ impl Rx {
         if let Err(problem) = write_alone(user, &packet, &ring.header, segs, chains) {
             return Ok(Some(Stop::Drop(problem)));
         }
-        self.packets.consume(1);
         self.use_chains(ring, user, chains, len, sum)?;
+        self.packets.consume(1);
         Ok(None)
     }
 
@@ -348,13 +349,15 @@ impl Rx {
         if ring.memory.log.buffers {
             log(ring, user, self.chains.segments_of(0, count), len);
         }
+        let before = ring.cursor;
         let (mut n, mut left) = (0, len as u64);
         for i in 0..count {
             let Some(chain) = self.chains.get(i) else {
                 break;
             };
             if n == self.used.len() {
-                ring.put_used(user, &self.used)?;
+                ring.put_used(user, &self.used)
+                    .inspect_err(|_| ring.cursor = before)?;
                 n = 0;
             }
             let written = chain.len.min(left);
@@ -365,7 +368,8 @@ impl Rx {
             }
             n += 1;
         }
-        ring.put_used(user, self.used.get(..n).unwrap_or(&[]))?;
+        ring.put_used(user, self.used.get(..n).unwrap_or(&[]))
+            .inspect_err(|_| ring.cursor = before)?;
         self.chains.pop(count);
         sum.packets += 1;
         sum.bytes += len as u64;

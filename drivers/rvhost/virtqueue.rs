@@ -454,7 +454,11 @@ impl Running {
             };
             match next {
                 Next::Again => sched::yield_if_due(),
-                Next::Stall(e) => *stall = Stall::of(ring, e),
+                Next::Stall(e) => {
+                    *stall = Stall::of(ring, e);
+                    // A guest that kicks a broken ring without end has it looked at after others.
+                    sched::give_way();
+                }
                 Next::AwaitChains => {
                     if ring.index == Direction::Rx.index() {
                         ring.stats.starved.add(1);

@@ -13,6 +13,13 @@ pub(crate) fn yield_if_due() {
     unsafe { bindings::rvh_cond_resched() };
 }
 
+/// Lets others run if any wait, also where their turn would come with the next tick only.
+#[cold]
+pub(crate) fn give_way() {
+    // SAFETY: As above.
+    unsafe { bindings::rvh_give_way() };
+}
+
 /// Whether this thread is wanted outside of its work: to stop, to freeze or to die. Never true of
 /// a kernel thread.
 #[inline]

@@ -29,7 +29,8 @@ pub const MAX_SEGMENTS: usize = 1024;
 /// Entries of an indirect table (the range of a descriptor's `next`).
 const MAX_INDIRECT: u32 = 65536;
 /// Descriptors one chain may visit, its indirect tables included. Only a chain of many large
-/// tables of empty buffers reaches it: no driver makes one, and it must not hold the queue.
+/// tables of empty buffers reaches it: no driver makes one, and it must not hold the queue. For
+/// the same reason a chain of more descriptors than it may have segments is its batch's last.
 const MAX_STEPS: u32 = 2 * MAX_INDIRECT;
 /// Indirect descriptors fetched at once: the tables of common drivers have up to 18 entries.
 const INDIRECT_FETCH: u32 = 16;
@@ -231,7 +232,8 @@ where
         Ok(true)
     }
 
-    /// Follows the chain that starts with `desc`, the descriptor `head`, and adds it.
+    /// Follows the chain that starts with `desc`, the descriptor `head`, and adds it. Returns
+    /// whether there is time for another one in this batch.
     ///
     /// `table` and `num` are the ring's descriptor table and its size. On error the batch is as
     /// it was.
@@ -244,9 +246,9 @@ where
         head: u16,
         desc: Desc,
         want: Access,
-    ) -> Result {
+    ) -> Result<bool> {
         if self.add_single(mem, head, desc, want)? {
-            Ok(())
+            Ok(true)
         } else {
             self.add_walking(mem, table, num, head, desc, want)
         }
@@ -260,7 +262,7 @@ where
         head: u16,
         desc: Desc,
         want: Access,
-    ) -> Result {
+    ) -> Result<bool> {
         let tail = self.tail;
         let slot = self.chains.get_mut(tail).ok_or(Error::NoRoom)?;
         let room = self.segs.get_mut(self.seg_tail..).unwrap_or(&mut []);
@@ -286,6 +288,7 @@ where
             return Err(Error::NoRoom);
         }
         let (kept, len, dropped) = (walk.kept, walk.len, walk.dropped);
+        let in_time = walk.steps >= MAX_STEPS - MAX_SEGMENTS as u32;
         *slot = Chain {
             head,
             len,
@@ -302,7 +305,7 @@ where
         };
         self.tail += 1;
         self.seg_tail += kept;
-        Ok(())
+        Ok(in_time)
     }
 }
 

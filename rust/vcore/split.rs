@@ -193,7 +193,12 @@ impl Cursor {
                 break;
             };
             match batch.add(mem, ring.desc, ring.num, head, desc, want) {
-                Ok(()) => taken += 1,
+                Ok(more) => {
+                    taken += 1;
+                    if !more {
+                        break;
+                    }
+                }
                 Err(e) if taken == 0 => return Err(e),
                 Err(_) => break,
             }

@@ -38,6 +38,7 @@ u64 rvh_local_clock(void);
 bool rvh_current_is_kthread(void);
 void rvh_cond_resched(void);
 bool rvh_net_admin(void);
+void rvh_give_way(void);
 bool rvh_need_resched(void);
 void rvh_cpu_relax(void);
 int rvh_mutex_lock_killable(struct mutex *lock);

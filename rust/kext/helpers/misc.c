@@ -63,6 +63,12 @@ bool rvh_net_admin(void)
 	return capable(CAP_NET_ADMIN);
 }
 
+void rvh_give_way(void)
+{
+	if (need_resched() || test_thread_flag(TIF_NEED_RESCHED_LAZY))
+		schedule();
+}
+
 bool rvh_need_resched(void)
 {
 	return need_resched();

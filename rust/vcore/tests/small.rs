@@ -256,6 +256,9 @@ fn all_indirect_tables_of_two_entries_end_as_the_model_says() {
 /// Memory in which every entry of every indirect table is the same, but for the last.
 struct Tables {
     entry: Desc,
+    /// The flags of what leads to a table.
+    outer: u16,
+    available: u16,
     reads: u64,
 }
 
@@ -268,7 +271,7 @@ impl GuestMem for Tables {
             let desc = Desc {
                 addr: 1 << 32,
                 len: 65536 * 16,
-                flags: DESC_F_INDIRECT | DESC_F_NEXT,
+                flags: self.outer,
                 next: (at.0 / 16) as u16 + 1,
             };
             out.copy_from_slice(&desc.to_bytes());
@@ -281,7 +284,7 @@ impl GuestMem for Tables {
     }
 
     fn load_u16(&mut self, _at: RingAddr) -> Result<u16> {
-        Ok(1)
+        Ok(self.available)
     }
 
     fn store_u16(&mut self, _at: RingAddr, _value: u16) -> Result {
@@ -309,13 +312,37 @@ impl GuestMem for Tables {
     fn fence(&self, _kind: Fence) {}
 }
 
-fn take_from_tables(entry: Desc, storage: usize) -> (Result<usize>, u64) {
-    let mut mem = Tables { entry, reads: 0 };
+fn take_from(mut mem: Tables, storage: usize) -> (Result<usize>, u64) {
     let layout = Layout::new(32768, RingAddr(0), RingAddr(1 << 20), RingAddr(1 << 21)).unwrap();
-    let mut batch = Batch::new(vec![Chain::default(); 1], vec![Seg::default(); storage]);
+    let mut batch = Batch::new(vec![Chain::default(); 8], vec![Seg::default(); storage]);
     let mut cursor = Cursor::default();
-    let taken = cursor.take(&layout, &mut mem, Access::Read, 1, &mut batch);
+    let taken = cursor.take(&layout, &mut mem, Access::Read, 8, &mut batch);
     (taken, mem.reads)
+}
+
+fn take_from_tables(entry: Desc, storage: usize) -> (Result<usize>, u64) {
+    let mem = Tables {
+        entry,
+        outer: DESC_F_INDIRECT | DESC_F_NEXT,
+        available: 1,
+        reads: 0,
+    };
+    take_from(mem, storage)
+}
+
+#[test]
+#[cfg_attr(miri, ignore)]
+fn long_chain_of_empty_buffers_is_the_last_of_its_batch() {
+    let mem = Tables {
+        entry: Desc {
+            flags: DESC_F_NEXT,
+            ..Desc::default()
+        },
+        outer: DESC_F_INDIRECT,
+        available: 8,
+        reads: 0,
+    };
+    assert_eq!(take_from(mem, MAX_SEGMENTS), (Ok(1), 65536 / 16));
 }
 
 #[test]

@@ -270,8 +270,8 @@ impl Device {
         Ok(Desc::from_bytes(raw.try_into().unwrap()))
     }
 
-    /// The chain that starts at `head`, with `room` for segments.
-    fn chain(&self, head: u16, room: usize) -> Result<Chain> {
+    /// The chain that starts at `head`, with `room` for segments; and whether it took so long that no other follows in its batch.
+    fn chain(&self, head: u16, room: usize) -> Result<(Chain, bool)> {
         let mut walk = Walk {
             mem: &self.mem,
             want: self.want,
@@ -310,7 +310,8 @@ impl Device {
         // Nothing that ended well passed the same place twice.
         let places: HashSet<u16> = seen.iter().map(|&(_, at)| at).collect();
         assert_eq!(places.len(), seen.len());
-        Ok(Chain {
+        let long = walk.steps > MAX_SEGMENTS;
+        let chain = Chain {
             head,
             len: walk.segs.iter().map(|s| s.len).sum(),
             refused: if walk.others > 0 {
@@ -321,7 +322,8 @@ impl Device {
                 None
             },
             segs: walk.segs,
-        })
+        };
+        Ok((chain, long))
     }
 
     /// Takes up to `max` chains, with room for `chains` and for `segs` segments.
@@ -357,9 +359,12 @@ impl Device {
         let mut room = segs;
         for head in heads {
             match self.chain(head, room) {
-                Ok(chain) => {
+                Ok((chain, long)) => {
                     room -= chain.segs.len();
                     taken.push(chain);
+                    if long {
+                        break;
+                    }
                 }
                 Err(e) if taken.is_empty() => return Err(e),
                 Err(_) => break,
