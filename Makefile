@@ -32,7 +32,7 @@ test-backends: ## what queues run on, and steering (part of 'test'; DEBUG=1: deb
 	@scripts/vtest rust --filter backend:: --filter multi:: --filter netdev:: --filter steering::
 abi: ## compare with C vhost_net, behaviour by behaviour; writes Documentation/compat.rst (MODULE=c|rust: only list)
 	@scripts/abi $(MODULE)
-hostile: ## attack the module, threat by threat, on the debug kernel (THREATS='B C9': some; MODULE=c)
+hostile: ## attack the module, threat by threat, on the debug kernel (THREATS='BC A9 kill': parts; MODULE=c)
 	@scripts/hostile $(if $(filter c,$(MODULE)),c,full) $(THREATS)
 hostile-quick: ## the short form
 	@scripts/hostile quick
@@ -40,6 +40,8 @@ soak: ## attack it at random for HOURS=n
 	@scripts/hostile soak $(HOURS)
 coverage: ## which lines of the core its tests reach
 	@scripts/coverage
+coverage-module: ## which lines of the module the cases reach, on all its threads (DEBUG=1: with faults)
+	@scripts/driver-coverage
 trace: ## see each tracepoint fire through ftrace, and run the tracing recipes
 	@scripts/trace/test
 tool: ## build the rvhost command: build/tool/rvhost, with man pages and completions
@@ -65,4 +67,4 @@ clean: ## remove what was built here; the cache stays
 clean-cache: ## remove the cache: kernels, source, tools
 	@scripts/clean cache
 
-.PHONY: help setup run vm modules install test test-long check kunit rounds vtest test-backends abi hostile hostile-quick soak coverage trace tool install-tool test-observe doc bench-quick bench where kernel rust-analyzer clean clean-cache
+.PHONY: help setup run vm modules install test test-long check kunit rounds vtest test-backends abi hostile hostile-quick soak coverage coverage-module trace tool install-tool test-observe doc bench-quick bench where kernel rust-analyzer clean clean-cache

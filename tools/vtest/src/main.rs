@@ -94,6 +94,9 @@ struct RunArgs {
     /// Only cases whose name contains one of these; `*` matches anything.
     #[arg(long)]
     filter: Vec<String>,
+    /// None whose name contains one of these.
+    #[arg(long)]
+    skip: Vec<String>,
     /// Only the groups that pin down the interface.
     #[arg(long)]
     abi: bool,
@@ -210,6 +213,7 @@ fn run(args: &RunArgs) -> Result<bool> {
     device::open(&ctx.device).context("is the module loaded?")?;
     let threats = threats::all(&cases::all())?;
     let mut cases = selected(&args.filter, args.abi);
+    cases.retain(|case| !args.skip.iter().any(|skip| matches(skip, &case.name)));
     if !args.threats.is_empty() {
         threats::select(&args.threats, &threats, &mut cases)?;
     }

@@ -143,6 +143,22 @@ pub(crate) fn move_to(name: &str, pid: libc::pid_t) -> Result<()> {
         .with_context(|| format!("moving {name}"))
 }
 
+/// Makes a bridge.
+pub(crate) fn add_bridge(name: &str) -> Result<()> {
+    let info = attribute(libc::IFLA_INFO_KIND, b"bridge");
+    let mut attributes = attribute(libc::IFLA_IFNAME, name.as_bytes());
+    attributes.extend(attribute(libc::IFLA_LINKINFO, &info));
+    let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    link_request(libc::RTM_NEWLINK, flags, 0, &attributes).with_context(|| format!("making {name}"))
+}
+
+/// Makes an interface a port of a bridge.
+pub(crate) fn enslave(name: &str, bridge: &str) -> Result<()> {
+    let attributes = attribute(libc::IFLA_MASTER, &index(bridge)?.to_ne_bytes());
+    link_request(libc::RTM_NEWLINK, 0, index(name)?, &attributes)
+        .with_context(|| format!("{name} into {bridge}"))
+}
+
 /// Makes a pair of interfaces, of which each receives what the other sends.
 pub(crate) fn add_veth(name: &str, peer: &str) -> Result<()> {
     const VETH_INFO_PEER: u16 = 1;

@@ -29,7 +29,6 @@ pub(super) fn register(table: &mut Table) {
         takes_nothing,
     );
     table.add("guest::neighbour_goes_on", neighbour);
-    table.add("guest::neighbour_keeps_its_share", share);
 }
 
 /// Ends a thread's loop, whatever becomes of the case.
@@ -45,7 +44,11 @@ impl Drop for Flood<'_> {
 
 /// Keeps moving the available index and kicks, as another CPU of the guest, until
 /// it is told that it is enough.
-fn endless(ring: usize, kick: &vmm_sys_util::eventfd::EventFd, done: &AtomicBool) -> u64 {
+pub(super) fn endless(
+    ring: usize,
+    kick: &vmm_sys_util::eventfd::EventFd,
+    done: &AtomicBool,
+) -> u64 {
     let avail = (ring + 2) as *mut u16;
     let mut rounds = 0;
     while !done.load(Ordering::Relaxed) {
@@ -61,7 +64,7 @@ fn endless(ring: usize, kick: &vmm_sys_util::eventfd::EventFd, done: &AtomicBool
     rounds
 }
 
-fn fill_tx(vmm: &mut Vmm) -> Result<usize> {
+pub(super) fn fill_tx(vmm: &mut Vmm) -> Result<usize> {
     let frame = vmm.tx_frames.plain(1000);
     let segs = vmm.tx_segs(&NetHdr::default(), &frame, &Split::Whole)?;
     for slot in 0..256 {
@@ -138,7 +141,7 @@ fn takes_nothing(ctx: &Ctx) -> Result<()> {
 }
 
 /// Loops, wild addresses, heads beyond the ring, among chains that are good.
-fn spoil_tx(vmm: &Vmm) {
+pub(super) fn spoil_tx(vmm: &Vmm) {
     for slot in (0..256).step_by(3) {
         let desc = Desc {
             addr: if slot % 2 == 0 { u64::MAX - 7 } else { 0x2000 },
@@ -179,47 +182,4 @@ fn neighbour(ctx: &Ctx) -> Result<()> {
         "a round trip took {slowest:?} beside the other device"
     );
     fresh_start(&mut bad)
-}
-
-/// Round trips of a device beside one that is busy, and beside one that is busy
-/// with a ring that breaks all rules: it loses no more to the second.
-fn share(ctx: &Ctx) -> Result<()> {
-    const TIME: Duration = Duration::from_millis(400);
-    let mut good = Setup::new().build(ctx)?;
-    good.post_rx(100, &[2048])?;
-    good.check_alive()?;
-    let mut trips = [0u32; 2];
-    for round in 0..6 {
-        let broken = round % 2;
-        let mut other = Setup::new().tap_name("vt1").build(ctx)?;
-        let avail = fill_tx(&mut other)?;
-        if broken == 1 {
-            spoil_tx(&other);
-        }
-        let kick = other.tx.kick.try_clone().context("dup")?;
-        let done = AtomicBool::new(false);
-        thread::scope(|scope| {
-            scope.spawn(|| endless(avail, &kick, &done));
-            let _stop = Flood { done: &done };
-            let start = Instant::now();
-            while start.elapsed() < TIME {
-                good.check_alive()?;
-                trips[broken] += 1;
-                other.wire.drain()?;
-            }
-            Ok::<_, anyhow::Error>(())
-        })?;
-        other.stop()?;
-        drop(other);
-        crate::poll::wait_for("the interface to go", || {
-            Ok(crate::net::index("vt1").is_err().then_some(()))
-        })?;
-    }
-    let [busy, broken] = trips;
-    println!("# round trips: {busy} beside a busy device, {broken} beside a broken one");
-    ensure!(
-        broken * 2 > busy,
-        "{busy} round trips beside a busy device, {broken} beside a broken one"
-    );
-    Ok(())
 }

@@ -75,7 +75,7 @@ pub(super) fn register(table: &mut Table) {
     );
 }
 
-fn io(what: &str, rc: i64) -> Result<()> {
+pub(super) fn io(what: &str, rc: i64) -> Result<()> {
     ensure!(rc >= 0, "{what}: {}", Errno::last());
     Ok(())
 }
@@ -142,7 +142,7 @@ fn truncated(ctx: &Ctx) -> Result<()> {
 }
 
 /// Runs `disturb` in a thread, round after round, while `body` runs.
-fn beside(
+pub(super) fn beside(
     disturb: impl Fn(&mut Rng) + Sync,
     seed: u64,
     body: impl FnOnce() -> Result<()>,
@@ -393,12 +393,12 @@ fn packets() -> Result<u64> {
     Ok(net::counters("vt0")?.rx_packets)
 }
 
-fn more_packets() -> Result<()> {
+pub(super) fn more_packets() -> Result<()> {
     let before = packets()?;
     poll::wait_for("more packets", || Ok((packets()? > before).then_some(())))
 }
 
-fn interface_goes() -> Result<()> {
+pub(super) fn interface_goes() -> Result<()> {
     poll::wait_for("the interface to go", || {
         Ok(net::index("vt0").is_err().then_some(()))
     })

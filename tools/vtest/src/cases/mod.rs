@@ -24,8 +24,10 @@ mod guest_load;
 mod in_order;
 mod index;
 mod iotlb;
+mod isolation;
 mod leaks;
 mod lifetime;
+mod lifetime_host;
 mod log;
 mod macvtap;
 mod malformed;
@@ -52,11 +54,12 @@ mod xdp;
 
 /// Groups that carry traffic in bulk: what they show about the interface,
 /// others show in less time.
-const BULK: [&str; 8] = [
+const BULK: [&str; 9] = [
     "data::",
     "fault::",
     "fuzz::",
     "index::",
+    "isolation::",
     "lifetime::",
     "shapes::",
     "stress::",
@@ -119,6 +122,8 @@ pub(crate) fn all() -> Vec<Case> {
     misses::register(&mut table);
     guest::register(&mut table);
     lifetime::register(&mut table);
+    lifetime_host::register(&mut table);
+    isolation::register(&mut table);
     waits::register(&mut table);
     random::register(&mut table);
     fuzz::register(&mut table);

@@ -66,6 +66,7 @@ pub(super) fn register(table: &mut Table) {
         Duration::from_secs(300),
         kills,
     );
+    table.add("stress::everything_changes_under_traffic", everything);
     table.add("stress::reset_owner_while_messages_come_and_go", resets);
 }
 
@@ -174,6 +175,75 @@ fn stop_start(ctx: &Ctx, features: u64) -> Result<()> {
     passed?;
     ensure!(failures.ok() == Some(0), "SET_BACKEND failed");
     vmm.check_alive()
+}
+
+/// What a VMM changes when a guest is stopped, migrated, or given memory, in any
+/// order; not a byte is lost, repeated, or changed.
+fn everything(ctx: &Ctx) -> Result<()> {
+    let features = feature::VERSION_1 | feature::EVENT_IDX;
+    let mut vmm = Setup::new().features(features).build(ctx)?;
+    vmm.post_rx(200, &[2048])?;
+    let raw = vmm.vhost.raw();
+    let regions = vmm.regions()?;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&vmm.tap);
+    let log = vec![0u64; 1 << 12];
+    raw.put(ioctl::SET_LOG_BASE(), &(log.as_ptr() as u64))
+        .context("SET_LOG_BASE")?;
+    let done = AtomicBool::new(false);
+    let (passed, changed) = thread::scope(|scope| {
+        let changer = scope.spawn(|| -> Result<u32, (&str, Errno)> {
+            let mut rng = Rng::new(ctx.seed);
+            let mut changes = 0;
+            while !done.load(Ordering::Relaxed) {
+                let index = rng.below(2) as u32;
+                let (what, outcome) = match rng.below(4) {
+                    0 => {
+                        let stopped = raw.set_backend(index, -1);
+                        if rng.below(2) == 0 {
+                            thread::sleep(Duration::from_micros(rng.below(300)));
+                        }
+                        let started = raw.set_backend(index, fd);
+                        ("SET_BACKEND", stopped.and(started))
+                    }
+                    1 => {
+                        // The same memory, cut elsewhere, in another order.
+                        let mut cut = regions.clone();
+                        let mut tail = cut[1];
+                        let at = (1 + rng.below(tail.size / 4096 - 1)) * 4096;
+                        cut[1].size = at;
+                        tail.gpa += at;
+                        tail.uaddr += at;
+                        tail.size -= at;
+                        cut.insert(rng.below(3) as usize, tail);
+                        ("SET_MEM_TABLE", raw.set_mem_table(0, &cut))
+                    }
+                    2 => {
+                        let logs = raw.set_features(features | feature::LOG_ALL);
+                        ("SET_FEATURES", logs.and(raw.set_features(features)))
+                    }
+                    _ => ("SET_BACKEND again", raw.set_backend(index, fd)),
+                };
+                outcome.map_err(|errno| (what, errno))?;
+                changes += 1;
+            }
+            Ok(changes)
+        });
+        let passed = traffic(&mut vmm, packets(ctx));
+        done.store(true, Ordering::Relaxed);
+        (passed, changer.join())
+    });
+    let bytes: usize = (0..packets(ctx)).map(|i| 60 + i % 1400).sum();
+    passed?;
+    let changes = match changed {
+        Ok(Ok(changes)) => changes,
+        Ok(Err((what, errno))) => anyhow::bail!("{what} failed with {errno}"),
+        Err(_) => anyhow::bail!("the calling thread panicked"),
+    };
+    println!("# {bytes} bytes each way, {changes} changes");
+    ensure!(changes > 10, "hardly anything changed");
+    vmm.check_alive()?;
+    drop(log);
+    Ok(())
 }
 
 /// What arrives is not foretold, but the device survives and works afterwards.
