@@ -145,12 +145,12 @@ impl Stats {
         }
     }
 
-    /// Counts a look for work that lasted: whether it found some.
-    pub(crate) fn poll(&self, won: bool) {
-        if won {
-            self.polls_won.add(1);
-        } else {
-            self.polls_lost.add(1);
+    /// Counts a look for work, if there was one, by whether it found some.
+    pub(crate) fn poll(&self, came: Option<bool>) {
+        match came {
+            Some(true) => self.polls_won.add(1),
+            Some(false) => self.polls_lost.add(1),
+            None => {}
         }
     }
 

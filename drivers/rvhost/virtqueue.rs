@@ -51,6 +51,7 @@ use crate::{
             Features,
             HeaderLen, //
         },
+        patience::Patience,
         split::{
             Area,
             Cursor,
@@ -133,8 +134,10 @@ pub(crate) struct Virtqueue {
     kick: Option<Pin<KBox<PollHook>>>,
     bell: Arc<Bell>,
     stall: Stall,
-    /// How long to look for work before sleeping, in units of 1,024 ns.
+    /// How long to look for work before sleeping, in units of 1,024 ns. Zero: as long as it paid
+    /// lately.
     pub(crate) busyloop: u32,
+    patience: Patience,
 }
 
 /// A virtqueue with its backend: all that its thread works with.
@@ -185,6 +188,7 @@ impl Virtqueue {
                 bell,
                 stall: Stall::No,
                 busyloop: 0,
+                patience: Patience::default(),
             },
             GFP_KERNEL,
         )?)
@@ -396,6 +400,7 @@ impl Running {
             path,
             stall,
             busyloop,
+            patience,
             ..
         } = &mut *self.vq;
         let backend = &mut self.backend;
@@ -407,6 +412,7 @@ impl Running {
         // The control plane may have changed anything.
         let mut covered = false;
         loop {
+            sched::yield_if_due();
             let rung = bell.rung();
             if rung & events::CONTROL != 0 && handoff.wanted() {
                 break;
@@ -453,7 +459,7 @@ impl Running {
                 Path::Tx(tx) => tx.pass(ring, user, &backend.endpoint),
             };
             match next {
-                Next::Again => sched::yield_if_due(),
+                Next::Again => {}
                 Next::Stall(e) => {
                     *stall = Stall::of(ring, e);
                     // A guest that kicks a broken ring without end has it looked at after others.
@@ -463,11 +469,11 @@ impl Running {
                     if ring.index == Direction::Rx.index() {
                         ring.stats.starved.add(1);
                     }
-                    let came = sched::poll(*busyloop, || bell.rung() != 0 || ring.has_more(user));
-                    if *busyloop != 0 {
-                        ring.stats.poll(came);
-                    }
-                    if !came && !ring.arm(user) {
+                    let came = look(*busyloop, patience, || {
+                        bell.rung() != 0 || ring.has_more(user)
+                    });
+                    ring.stats.poll(came);
+                    if came != Some(true) && !ring.arm(user) {
                         sleep(ring, events::CONTROL | KICK | MAPPINGS | LOANS);
                     }
                 }
@@ -476,13 +482,11 @@ impl Running {
                     if !receives {
                         ring.stats.starved.add(1);
                     }
-                    let came = sched::poll(*busyloop, || {
+                    let came = look(*busyloop, patience, || {
                         bell.rung() != 0 || receives && !backend.endpoint.is_empty()
                     });
-                    if *busyloop != 0 {
-                        ring.stats.poll(came);
-                    }
-                    if !came {
+                    ring.stats.poll(came);
+                    if came != Some(true) {
                         if !backend.listen() {
                             sleep(ring, events::CONTROL | OWN);
                         }
@@ -496,5 +500,21 @@ impl Running {
             rx.release_buffers(ring);
         }
         ring.memory.leave(ring.index);
+    }
+}
+
+/// Looks for work before a sleep: as long as the owner says, or as it paid lately. Whether something
+/// came, if it was looked for.
+fn look(busyloop: u32, patience: &mut Patience, found: impl FnMut() -> bool) -> Option<bool> {
+    if busyloop != 0 {
+        return Some(sched::poll(busyloop, found));
+    }
+    match patience.looks() {
+        0 => None,
+        looks => {
+            let came = sched::look(looks, found);
+            patience.learn(came);
+            Some(came)
+        }
     }
 }

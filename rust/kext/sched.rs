@@ -56,6 +56,25 @@ pub(crate) fn poll(timeout: u32, mut found: impl FnMut() -> bool) -> bool {
     }
 }
 
+/// Looks for work until `found`, `looks` times at the most, or as long as nobody else waits for the
+/// CPU. Returns whether it was found.
+#[inline]
+pub(crate) fn look(looks: u16, mut found: impl FnMut() -> bool) -> bool {
+    for _ in 0..looks {
+        if found() {
+            return true;
+        }
+        // SAFETY: Both may be called anywhere.
+        unsafe {
+            if !bindings::rvh_alone() {
+                return false;
+            }
+            bindings::rvh_cpu_relax();
+        }
+    }
+    false
+}
+
 /// Lets others run if it is their turn; `EINTR` if the caller was killed.
 pub(crate) fn yield_unless_killed() -> Result {
     yield_if_due();

@@ -21,6 +21,7 @@ pub mod map;
 pub mod mem;
 #[cfg(any(test, rv_kunit, feature = "mock"))]
 pub mod mock;
+pub mod patience;
 pub mod recent;
 pub mod rss;
 pub mod split;

@@ -40,6 +40,7 @@ void rvh_cond_resched(void);
 bool rvh_net_admin(void);
 void rvh_give_way(void);
 bool rvh_need_resched(void);
+bool rvh_alone(void);
 void rvh_cpu_relax(void);
 int rvh_mutex_lock_killable(struct mutex *lock);
 void rvh_mutex_unlock(struct mutex *lock);

@@ -4,6 +4,7 @@
 #include <linux/sched.h>
 #include <linux/sched/clock.h>
 #include <linux/sched/signal.h>
+#include <linux/sched/stat.h>
 #include <linux/sched/vhost_task.h>
 #include <helpers/helpers.h>
 
@@ -72,6 +73,12 @@ void rvh_give_way(void)
 bool rvh_need_resched(void)
 {
 	return need_resched();
+}
+
+/* Nobody else waits for this CPU. */
+bool rvh_alone(void)
+{
+	return !need_resched() && single_task_running();
 }
 
 void rvh_cpu_relax(void)
