@@ -71,7 +71,7 @@ nested() {
     "${@:2}" && return
     grep -q 'stack guard page was hit' "$log" && grep -q 'RIP: 0010:error_entry' "$log" || return
     cp "$log" "$log.first"
-    say "note: the emulator has lost the outer kernel ($log.first): once more"
+    say "once more: the emulator has lost the outer kernel ($log.first)"
     "${@:2}"
 }
 
