@@ -54,19 +54,24 @@ mod xdp;
 
 /// Groups that carry traffic in bulk: what they show about the interface,
 /// others show in less time.
-const BULK: [&str; 9] = [
+const BULK: [&str; 8] = [
     "data::",
     "fault::",
     "fuzz::",
     "index::",
-    "isolation::",
     "lifetime::",
     "shapes::",
     "stress::",
     "xdp::",
 ];
 /// Groups about what only the replacement has.
-const OURS: [&str; 4] = ["front::", "netdev::", "stats::", "steering::"];
+const OURS: [&str; 5] = [
+    "front::",
+    "isolation::",
+    "netdev::",
+    "stats::",
+    "steering::",
+];
 
 /// Whether a case belongs to the groups that pin down the interface.
 pub(crate) fn is_abi(case: &Case) -> bool {
