@@ -42,7 +42,6 @@ use crate::{
         wait::Bell, //
     },
     memtable::MemTable,
-    placement,
     stats::Stats,
     vcore::{
         addr::{
@@ -129,8 +128,6 @@ pub(crate) struct Queue {
     worker: Worker,
     /// What it runs on, if that is a port.
     port: Option<Port>,
-    /// Whether it has had a backend, and its thread a place near the guest's memory.
-    settled: bool,
 }
 
 /// Where a virtqueue is.
@@ -424,7 +421,6 @@ impl Device {
             place: Place::Stopped(vq),
             worker,
             port: None,
-            settled: false,
         };
         Ok((queue, stats))
     }
@@ -635,14 +631,6 @@ impl Queue {
         match (vq.prepare(&mut user, endpoint), old) {
             (Ok(new), _) => {
                 self.port = port;
-                if !core::mem::replace(&mut self.settled, true) {
-                    if let Some(table) = vq.ring.memory.table() {
-                        let bell = self.worker.handoff().bell();
-                        if let Some(node) = placement::settle(bell, table, &user) {
-                            vq.ring.log().debug(c"kept to node", node);
-                        }
-                    }
-                }
                 self.resume(vq.run_on(new));
                 Ok(())
             }

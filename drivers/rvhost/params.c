@@ -29,11 +29,6 @@ module_param_named(experimental_zcopytx, rvh_param_zcopytx, int, 0444);
 MODULE_PARM_DESC(experimental_zcopytx,
 		 "Whether packets larger than a page are sent from guest memory without a copy, where TAP and stack can: 0 or 1 (default: 0, as in C vhost_net)");
 
-bool rvh_param_near_memory = true;
-module_param_named(near_memory, rvh_param_near_memory, bool, 0644);
-MODULE_PARM_DESC(near_memory,
-		 "Whether the threads of a guest are kept to the CPUs of the NUMA node that has most of its memory when they get their first backend, unless somebody has set their CPUs (default: Y)");
-
 /* CPUs by queue: 0 is RX (network to guest), 1 is TX. Empty: all. */
 static struct cpumask rvh_cpus[2];
 static DEFINE_SPINLOCK(rvh_cpus_lock);

@@ -17,12 +17,6 @@ pub(crate) fn zerocopy() -> bool {
     unsafe { bindings::rvh_param_zcopytx != 0 }
 }
 
-/// Whether threads are kept near their guest's memory (`near_memory`).
-pub(crate) fn near_memory() -> bool {
-    // SAFETY: A byte that may change while it is read, from one valid value to the other.
-    unsafe { (&raw const bindings::rvh_param_near_memory).read_volatile() }
-}
-
 /// Regions that a memory table may have (`max_mem_regions`).
 pub(crate) fn max_mem_regions() -> u16 {
     // SAFETY: As below.

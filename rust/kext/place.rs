@@ -7,10 +7,7 @@ use kernel::{
     task::Task, //
 };
 
-use super::{
-    bindings,
-    usermem::UserMem, //
-};
+use super::bindings;
 
 /// Lets the calling thread run where `of` may run, as a thread of its own would. Without effect
 /// where the caller's control groups leave none of these CPUs.
@@ -32,24 +29,4 @@ pub(super) fn set(task: &Task, words: &[u64]) -> Result {
     let count = words.len() as u32;
     // SAFETY: The task is referenced, and the words as many as is said.
     to_result(unsafe { bindings::rvh_set_cpus(task.as_ptr(), words.as_ptr(), count) })
-}
-
-/// Keeps `task` to the CPUs of a node, if it may run there and nobody has said where it shall.
-pub(super) fn prefer(task: &Task, node: u32) -> bool {
-    // CAST: nodes are few.
-    // SAFETY: The task is referenced.
-    unsafe { bindings::rvh_prefer_node(task.as_ptr(), node as c_int) }
-}
-
-/// Whether it matters where memory is.
-pub(crate) fn has_nodes() -> bool {
-    // SAFETY: Reads a number.
-    unsafe { bindings::rvh_has_nodes() }
-}
-
-/// The node that has the memory at `addr`, if there is a page, which is not waited for.
-pub(crate) fn node_of(_user: &UserMem<'_>, addr: u64) -> Option<u32> {
-    // SAFETY: Looks at the current address space, as `_user` shows; any address may be asked for.
-    let node = unsafe { bindings::rvh_user_page_node(addr) };
-    node.try_into().ok()
 }

@@ -219,13 +219,6 @@ impl Bell {
         place::set(self.sleeper.as_ref().ok_or(ESRCH)?, words)
     }
 
-    /// Keeps its thread to a node; see [`place::prefer`]. Returns whether that was done.
-    pub(crate) fn prefer_node(&self, node: u32) -> bool {
-        self.sleeper
-            .as_ref()
-            .is_some_and(|task| place::prefer(task, node))
-    }
-
     /// Rings: the thread wakes, or finds the events when it next looks. Never sleeps.
     pub(crate) fn ring(&self, events: u32) {
         // What was done before ringing is seen by who answers, even if somebody else rang.

@@ -23,7 +23,6 @@ extern char *rvh_param_tapname;
 extern bool rvh_param_fork_from_owner_default;
 extern unsigned short rvh_param_max_mem_regions;
 extern int rvh_param_zcopytx;
-extern bool rvh_param_near_memory;
 bool rvh_param_cpus(u32 queue, struct cpumask *cpus);
 
 /* misc.c: tasks, locks, polling */
@@ -58,9 +57,6 @@ u64 rvh_task_cpu_ns(struct task_struct *task);
 void rvh_inherit_cpus(struct task_struct *of);
 void rvh_take_place(u32 queue);
 int rvh_set_cpus(struct task_struct *task, const u64 *words, unsigned int count);
-bool rvh_has_nodes(void);
-int rvh_user_page_node(u64 addr);
-bool rvh_prefer_node(struct task_struct *task, int node);
 
 /* log.c: the kernel's log */
 void rvh_warn_problem(pid_t owner, u32 dev, u32 queue, const char *reason,

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 #include <linux/cpumask.h>
-#include <linux/mm.h>
-#include <linux/nodemask.h>
 #include <linux/sched.h>
-#include <linux/topology.h>
 #include <helpers/helpers.h>
 
 /* Has @task run on those of @cpus that are in @within, too; -EINVAL if there are none. */
@@ -53,30 +50,4 @@ int rvh_set_cpus(struct task_struct *task, const u64 *words, unsigned int count)
 	err = narrow(task, cpus, &current->cpus_mask);
 	free_cpumask_var(cpus);
 	return err;
-}
-
-bool rvh_has_nodes(void)
-{
-	return num_online_nodes() > 1;
-}
-
-/* The node of the page at @addr, if it is there; it is not waited for. */
-int rvh_user_page_node(u64 addr)
-{
-	struct page *page;
-	int node;
-
-	if (get_user_pages_fast_only(addr, 1, 0, &page) != 1)
-		return NUMA_NO_NODE;
-	node = page_to_nid(page);
-	put_page(page);
-	return node;
-}
-
-/* Has @task run on the CPUs of @node only, if it may run there, and nobody has said where. */
-bool rvh_prefer_node(struct task_struct *task, int node)
-{
-	if (READ_ONCE(task->user_cpus_ptr) || !node_online(node))
-		return false;
-	return !narrow(task, cpumask_of_node(node), &task->cpus_mask);
 }
