@@ -63,16 +63,19 @@ progress() {
     say "  $title: done, $(clock $((SECONDS - start)))"
 }
 
-# twice NAME COMMAND…: emulated SVM loses guests, and now and then the outer kernel, with C vhost_net
-# as with rvhost, and on busy machines guests in User-Mode Linux stand still (Documentation/findings.rst).
-# COMMAND, whose machine is called NAME, is run again where it fails, and that is said.
-twice() {
-    local vm=$BUILD/vm/$1
-    "${@:2}" && return
-    rm -rf "$vm.first"
-    cp -r "$vm" "$vm.first"
-    cp "$LOGS/$1.kernel.log" "$vm.first/kernel.log"
-    say "once more: the first try's consoles and logs are in $vm.first"
+# patiently NAME COMMAND…: emulated SVM loses guests, and now and then the outer kernel, with C
+# vhost_net as with rvhost, and on busy machines guests in User-Mode Linux stand still
+# (Documentation/findings.rst). COMMAND, whose machine is called NAME, has three tries, and each
+# that fails is told.
+patiently() {
+    local vm=$BUILD/vm/$1 try
+    for try in 1 2; do
+        "${@:2}" && return
+        rm -rf "$vm.try-$try"
+        cp -r "$vm" "$vm.try-$try"
+        cp "$LOGS/$1.kernel.log" "$vm.try-$try/kernel.log"
+        say "once more: consoles and logs of try $try are in $vm.try-$try"
+    done
     "${@:2}"
 }
 
