@@ -10,6 +10,7 @@ mod tests {
             errno,
             socket::Socket,
             tun::{
+                Headers,
                 Packets,
                 TapQueue, //
             },
@@ -230,7 +231,11 @@ mod tests {
         assert_eq!(socket.send(&mut user, &segs, 0, 70, false), Ok(()));
         let mut packets = Packets::new()?;
         assert_eq!(queue.receive(&mut packets), 1);
-        packets.describe(false, false);
+        packets.describe(Headers {
+            tunnel: false,
+            blank: false,
+            hashed: false,
+        });
         let view = packets.get(0).ok_or(ENOENT)?;
         assert!(view.bytes() == Some(&FRAME));
         Ok(())

@@ -9,6 +9,7 @@ mod tests {
         kext::{
             errno,
             tun::{
+                Headers,
                 PacketView,
                 Packets,
                 TapQueue,
@@ -40,7 +41,11 @@ mod tests {
 
     /// Looks at the first packet.
     fn look(packets: &mut Packets, tunnel: bool) -> Option<PacketView<'_>> {
-        packets.describe(tunnel, false);
+        packets.describe(Headers {
+            tunnel,
+            blank: false,
+            hashed: false,
+        });
         packets.get(0)
     }
 

@@ -77,7 +77,8 @@ pub(crate) const FEATURES: Features = Features([
         | feat::F_VERSION_1
         | feat::F_ACCESS_PLATFORM
         | feat::F_IN_ORDER
-        | feat::F_RING_RESET,
+        | feat::F_RING_RESET
+        | feat::NET_F_HASH_REPORT,
     feat::NET_F_GUEST_UDP_TUNNEL_GSO | feat::NET_F_HOST_UDP_TUNNEL_GSO,
 ]);
 /// The backend features on offer: `VHOST_BACKEND_F_IOTLB_MSG_V2`.

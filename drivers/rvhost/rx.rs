@@ -8,6 +8,7 @@ use crate::{
     kext::{
         socket::Socket,
         tun::{
+            Headers,
             PacketView,
             Packets,
             RING_BATCH, //
@@ -141,8 +142,11 @@ impl Rx {
                     ring.flush(user, self.chains.is_empty());
                     return Next::AwaitBackend;
                 }
-                let HeaderLen { tunnel, sock, .. } = ring.header;
-                self.packets.describe(tunnel, sock == 0);
+                self.packets.describe(Headers {
+                    tunnel: ring.header.tunnel,
+                    blank: ring.header.sock == 0,
+                    hashed: ring.header.hash && !matches!(endpoint, Endpoint::Tap(_)),
+                });
                 self.deliver_taken(ring, user, &mut sum)
             }
             Endpoint::Packet(socket) => self.deliver_queued(ring, user, socket, &mut sum),

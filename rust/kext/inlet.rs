@@ -27,6 +27,7 @@ use super::{
         Waiters, //
     },
 };
+use crate::vcore::rss::Hash;
 
 /// `TUN_F_*` bits that say what a reader takes.
 pub(crate) const OFFLOADS: u32 = 0x7f;
@@ -98,18 +99,18 @@ impl Inlet {
         self.open.store(open, Relaxed);
     }
 
-    /// Puts a packet into the ring.
+    /// Puts a packet into the ring, of which `hash` tells its flow.
     ///
     /// # Safety
     ///
     /// The packet must be the caller's, who gives it up, and have a device. Within a receive handler
     /// only.
     #[inline]
-    pub(super) unsafe fn deliver(&self, skb: *mut bindings::sk_buff) {
+    pub(super) unsafe fn deliver(&self, skb: *mut bindings::sk_buff, hash: Hash) {
+        let features = self.features.load(Relaxed);
+        let hash = u64::from_ne_bytes(hash.to_bytes());
         // SAFETY: The ring is valid; the packet by the function's contract.
-        unsafe {
-            bindings::rvh_arrival_deliver(self.ring.as_ptr(), skb, self.features.load(Relaxed))
-        };
+        unsafe { bindings::rvh_arrival_deliver(self.ring.as_ptr(), skb, features, hash) };
         // Pairs with the barrier in `want`: either we see that a packet is wanted, or its reader
         // sees the packet.
         smp_mb();

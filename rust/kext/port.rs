@@ -642,7 +642,7 @@ unsafe extern "C" fn on_packet(
     }
     match shared.inlet(choice.queue.into()) {
         // SAFETY: The packet is ours, and has the device it came by.
-        Some(inlet) => unsafe { inlet.deliver(arrival.skb) },
+        Some(inlet) => unsafe { inlet.deliver(arrival.skb, choice.hash) },
         // SAFETY: As above.
         None => unsafe { bindings::rvh_arrival_drop(arrival.skb) },
     }

@@ -40,7 +40,9 @@ impl Taken {
         let packet = NonNull::new(packet).filter(|_| n == 1)?;
         let mut info = bindings::rvh_packet::default();
         // SAFETY: The packet was taken just now, and there is one info.
-        unsafe { bindings::rvh_tun_describe(&mut packet.as_ptr(), &mut info, 1, false, false) };
+        unsafe {
+            bindings::rvh_tun_describe(&mut packet.as_ptr(), &mut info, 1, false, false, false)
+        };
         // INVARIANT: As above.
         Some(Self { packet, info })
     }

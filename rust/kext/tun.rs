@@ -250,6 +250,17 @@ impl Drop for Packet {
     }
 }
 
+/// What the headers of packets say.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Headers {
+    /// They have tunnel fields.
+    pub(crate) tunnel: bool,
+    /// They say nothing of checksum and segments.
+    pub(crate) blank: bool,
+    /// They tell the hash. The packets must come from a [port's queue](super::port::PortQueue).
+    pub(crate) hashed: bool,
+}
+
 /// Packets taken from a ring and not yet delivered.
 ///
 /// # Invariants
@@ -260,7 +271,7 @@ pub(crate) struct Packets {
     slots: KVec<Option<Packet>>,
     infos: KVec<bindings::rvh_packet>,
     /// What the infos were made with; see [`Self::describe`].
-    described: Option<(bool, bool)>,
+    described: Option<Headers>,
     head: usize,
     tail: usize,
 }
@@ -359,11 +370,11 @@ impl Packets {
         self.tail - self.head
     }
 
-    /// Looks at all of them. Their headers have tunnel fields, or say nothing, if asked for, and
-    /// that the packet is in one buffer.
+    /// Looks at all of them. Their headers say what `headers` asks for, and that the packet is in one
+    /// buffer.
     #[inline]
-    pub(crate) fn describe(&mut self, tunnel: bool, blank: bool) {
-        if self.described == Some((tunnel, blank)) {
+    pub(crate) fn describe(&mut self, headers: Headers) {
+        if self.described == Some(headers) {
             return;
         }
         let range = self.head..self.tail;
@@ -381,11 +392,12 @@ impl Packets {
                 slots.as_mut_ptr().cast(),
                 infos.as_mut_ptr(),
                 slots.len() as c_int,
-                tunnel,
-                blank,
+                headers.tunnel,
+                headers.blank,
+                headers.hashed,
             )
         };
-        self.described = Some((tunnel, blank));
+        self.described = Some(headers);
     }
 
     /// What there is to know of the `i`th packet, if they were [looked at](Self::describe).

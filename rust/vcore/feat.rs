@@ -22,6 +22,9 @@ pub const F_IN_ORDER: u64 = 1 << 35;
 /// Single queues can be reset.
 pub const F_RING_RESET: u64 = 1 << 40;
 
+/// The header tells a packet's hash, and of what it is (virtio 1.3, 5.1.6.4).
+pub const NET_F_HASH_REPORT: u64 = 1 << 57;
+
 /// The guest takes UDP-tunnel segments; of the second feature word (bit 65).
 pub const NET_F_GUEST_UDP_TUNNEL_GSO: u64 = 1 << (65 - 64);
 /// The guest sends UDP-tunnel segments; of the second feature word (bit 67).
@@ -53,6 +56,8 @@ pub struct HeaderLen {
     pub sock: usize,
     /// Whether the header has the `num_buffers` field at offset 10.
     pub num_buffers: bool,
+    /// Whether the header has fields for a hash that are in use.
+    pub hash: bool,
     /// Whether the header has tunnel fields.
     pub tunnel: bool,
 }
@@ -60,17 +65,20 @@ pub struct HeaderLen {
 impl HeaderLen {
     /// The lengths for the acknowledged features.
     pub fn of(acked: Features) -> Self {
-        let num_buffers = acked.any(NET_F_MRG_RXBUF | F_VERSION_1);
-        let len = match (acked.tunnel(), num_buffers) {
-            (true, _) => 24,
-            (false, true) => 12,
-            (false, false) => 10,
+        let hash = acked.any(NET_F_HASH_REPORT);
+        let num_buffers = hash || acked.any(NET_F_MRG_RXBUF | F_VERSION_1);
+        let len = match (acked.tunnel(), hash, num_buffers) {
+            (true, ..) => 24,
+            (_, true, _) => 20,
+            (.., true) => 12,
+            _ => 10,
         };
         let ours = acked.any(VHOST_NET_F_VIRTIO_NET_HDR);
         Self {
             vhost: if ours { len } else { 0 },
             sock: if ours { 0 } else { len },
             num_buffers,
+            hash,
             tunnel: acked.tunnel(),
         }
     }
@@ -92,13 +100,16 @@ mod tests {
     }
 
     #[test]
-    fn header_is_24_bytes_with_tunnels_12_with_mergeable_or_version_1_else_10() {
+    fn header_is_as_long_as_the_fields_in_it() {
         assert_eq!(of(0, 0).sock, 10);
         assert_eq!(of(NET_F_MRG_RXBUF, 0).sock, 12);
         assert_eq!(of(F_VERSION_1, 0).sock, 12);
         assert_eq!(of(F_VERSION_1, NET_F_GUEST_UDP_TUNNEL_GSO).sock, 24);
         assert_eq!(of(0, NET_F_HOST_UDP_TUNNEL_GSO).sock, 24);
+        assert_eq!(of(NET_F_HASH_REPORT, 0).sock, 20);
+        assert_eq!(of(NET_F_HASH_REPORT, NET_F_GUEST_UDP_TUNNEL_GSO).sock, 24);
         assert!(!of(0, 0).num_buffers);
+        assert!(of(NET_F_HASH_REPORT, 0).num_buffers);
     }
 
     #[test]

@@ -89,6 +89,10 @@ unsigned int rvh_copy_all_from_user(const struct rvh_copy *copies, unsigned int 
 #define RVH_SKB_PAD_BYTES ((L1_CACHE_BYTES > 32 ? L1_CACHE_BYTES : 32) + NET_IP_ALIGN)
 
 /* What there is to know of a packet from a TAP's ring. */
+
+/* While a packet is in a ring of ours: its hash, as the fields of the header that hold it. */
+#define RVH_HASH(skb) (*(u64 *)(skb)->cb)
+
 struct rvh_packet {
 	void *data;	/* its linear part */
 	u32 linear;	/* bytes in that */
@@ -102,7 +106,8 @@ int rvh_ring_consume(struct ptr_ring *ring, void **packets, int max, bool count_
 void rvh_ring_free(void **packets, int count);
 void rvh_ring_unconsume(struct ptr_ring *ring, void **packets, int count);
 bool rvh_ring_empty(struct ptr_ring *ring);
-void rvh_tun_describe(void **packets, struct rvh_packet *infos, int count, bool tunnel, bool blank);
+void rvh_tun_describe(void **packets, struct rvh_packet *infos, int count, bool tunnel, bool blank,
+		      bool hashed);
 int rvh_tun_packet_to_iter(void *packet, const struct rvh_packet *info, struct iov_iter *iter);
 int rvh_tun_packet_to_user(void *packet, const struct rvh_packet *info,
 			   const struct iovec *iov, unsigned long nr, size_t skip);
@@ -149,7 +154,7 @@ void rvh_ring_destroy(struct ptr_ring *ring);
 u64 rvh_offload_features(u32 offloads);
 rx_handler_result_t rvh_arrival_claim(struct sk_buff **pskb, struct rvh_arrival *arrival);
 void rvh_arrival_drop(struct sk_buff *skb);
-unsigned int rvh_arrival_deliver(struct ptr_ring *ring, struct sk_buff *skb, u64 features);
+unsigned int rvh_arrival_deliver(struct ptr_ring *ring, struct sk_buff *skb, u64 features, u64 hash);
 unsigned int rvh_dev_transmit(struct net_device *dev, struct xdp_buff *bufs, unsigned int count);
 struct sk_buff *rvh_skb_from_user(const struct iovec *iov, unsigned long nr, size_t skip,
 				  size_t len, size_t header, void *base);

@@ -191,14 +191,15 @@ static unsigned int rvh_ring_produce(struct ptr_ring *ring, struct sk_buff *skb,
 
 /*
  * Puts a packet into a ring, segmented and with checksums as far as its reader lacks @features.
- * Returns how many packets were dropped.
+ * @hash is its RVH_HASH, and that of its segments. Returns how many packets were dropped.
  */
-unsigned int rvh_arrival_deliver(struct ptr_ring *ring, struct sk_buff *skb, u64 features)
+unsigned int rvh_arrival_deliver(struct ptr_ring *ring, struct sk_buff *skb, u64 features, u64 hash)
 {
 	struct net_device *dev = skb->dev;
 	struct sk_buff *segs, *next;
 	unsigned int dropped = 0;
 
+	RVH_HASH(skb) = hash;
 	if (netif_needs_gso(skb, features)) {
 		segs = __skb_gso_segment(skb, features, false);
 		if (IS_ERR(segs))

@@ -62,9 +62,11 @@ void rvh_ring_free(void **packets, int count)
 	local_bh_enable();
 }
 
-static void rvh_tun_packet(void *packet, bool tunnel, bool blank, struct rvh_packet *info)
+static void rvh_tun_packet(void *packet, bool tunnel, bool blank, bool hashed,
+			   struct rvh_packet *info)
 {
 	struct virtio_net_hdr_v1_hash_tunnel *header = (void *)info->header;
+	u64 hash = 0;
 
 	BUILD_BUG_ON(sizeof(info->header) != sizeof(*header));
 	BUILD_BUG_ON(RVH_SKB_PAD_BYTES != NET_SKB_PAD + NET_IP_ALIGN);
@@ -94,16 +96,20 @@ static void rvh_tun_packet(void *packet, bool tunnel, bool blank, struct rvh_pac
 		} else {
 			info->bad = virtio_net_hdr_from_skb(skb, (void *)header, true, true, vlan);
 		}
+		if (hashed)
+			hash = RVH_HASH(skb);
 	}
+	memcpy(info->header + sizeof(header->hash_hdr.hdr), &hash, sizeof(hash));
 	header->hash_hdr.hdr.num_buffers = cpu_to_le16(1);
 }
 
-void rvh_tun_describe(void **packets, struct rvh_packet *infos, int count, bool tunnel, bool blank)
+void rvh_tun_describe(void **packets, struct rvh_packet *infos, int count, bool tunnel, bool blank,
+		      bool hashed)
 {
 	int i;
 
 	for (i = 0; i < count; i++)
-		rvh_tun_packet(packets[i], tunnel, blank, &infos[i]);
+		rvh_tun_packet(packets[i], tunnel, blank, hashed, &infos[i]);
 }
 
 /* What finds no room is cut off. */

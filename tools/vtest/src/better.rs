@@ -27,6 +27,7 @@ pub(crate) const ROWS: &[&Better] = &[
     &LOG_IN_ORDER,
     &KICK_FULL,
     &ZERO_REGION,
+    &HASH_REPORT,
     &ARRAY_ENDLESS,
     &OWNER_SIGNAL,
     &OWNER_LIMIT,
@@ -188,6 +189,16 @@ pub(crate) const KICK_FULL: Better = Better {
     c: "EINVAL, but installed",
     rust: "EINVAL, and nothing has changed",
     why: "VMMs give up where it fails",
+};
+
+/// What GET_FEATURES returns.
+pub(crate) const HASH_REPORT: Better = Better {
+    when: "VIRTIO_NET_F_HASH_REPORT",
+    c: "not offered",
+    rust:
+        "offered: packets come with the hash that chose their queue, from backends where that is \
+           done here, and with none from others",
+    why: "VMMs offer it to their guests only where they are told to, as by QEMU's hash=on",
 };
 
 /// SET_FEATURES_ARRAY {2^31, 0, …}.

@@ -23,6 +23,8 @@ use crate::traffic::expect;
 
 /// Feature bits, as masks.
 pub(crate) mod feature {
+    use crate::case::Module;
+
     /// VIRTIO_NET_F_MRG_RXBUF
     pub(crate) const MRG_RXBUF: u64 = 1 << 15;
     /// VIRTIO_F_NOTIFY_ON_EMPTY
@@ -43,6 +45,16 @@ pub(crate) mod feature {
     pub(crate) const UDP_TUNNEL_GSO: u64 = 1 << 1 | 1 << 3;
     /// VIRTIO_F_IN_ORDER
     pub(crate) const IN_ORDER: u64 = 1 << 35;
+    /// VIRTIO_NET_F_HASH_REPORT
+    pub(crate) const HASH_REPORT: u64 = 1 << 57;
+
+    /// Word 0 and word 1 of what the module offers.
+    pub(crate) const fn offered(module: Module) -> [u64; 2] {
+        match module {
+            Module::C => [0x0000_010b_3d00_8000, 0xa],
+            Module::Rust => [0x0000_010b_3d00_8000 | HASH_REPORT, 0xa],
+        }
+    }
 }
 
 /// Index of the virtqueue that carries packets to the guest.

@@ -4,12 +4,11 @@
 //! come: the control plane of Linux's vhost-net without its data path.
 
 use crate::case::Module;
+use crate::device::feature;
 use crate::errno::Errno;
 use crate::ioctl;
 use crate::ioctl::Outcome;
 
-/// Word 0 and word 1 of the features on offer.
-const OFFERED: [u64; 2] = [0x0000_010b_3d00_8000, 0xa];
 const LOG_ALL: u64 = 1 << 26;
 const EVENT_IDX: u64 = 1 << 29;
 const ACCESS_PLATFORM: u64 = 1 << 33;
@@ -272,12 +271,12 @@ impl Model {
         (seen, after): (Outcome, Option<&Arg>),
     ) -> Outcome {
         let done = if number == ioctl::GET_FEATURES() {
-            arg.put(0, &OFFERED[0].to_ne_bytes())
+            arg.put(0, &feature::offered(world.module)[0].to_ne_bytes())
         } else if number == ioctl::SET_FEATURES() {
             arg.u64(0)
                 .and_then(|word| self.set_features(world, [word, 0]))
         } else if number == ioctl::GET_FEATURES_ARRAY() {
-            get_array(arg)
+            get_array(world.module, arg)
         } else if number == ioctl::SET_FEATURES_ARRAY() {
             set_array(arg).and_then(|words| self.set_features(world, words))
         } else if number == ioctl::GET_BACKEND_FEATURES() {
@@ -429,7 +428,7 @@ impl Model {
     fn set_features(&mut self, world: &World, words: [u64; 2]) -> Got<()> {
         if words
             .iter()
-            .zip(OFFERED)
+            .zip(feature::offered(world.module))
             .any(|(word, offered)| word & !offered != 0)
         {
             return fail(libc::EOPNOTSUPP);
@@ -660,13 +659,13 @@ fn used_log_fits(world: &World, queue: &Queue, features: u64) -> bool {
         .is_none_or(|log| world.log_fits(queue.log_base, log, queue.used_size(features)))
 }
 
-fn get_array(arg: &mut Arg) -> Got<()> {
+fn get_array(module: Module, arg: &mut Arg) -> Got<()> {
     let count = arg.u64(0)?;
     let end = count.checked_mul(8).and_then(|len| len.checked_add(8));
     match end {
         Some(end) if end <= arg.bytes.len() as u64 => {
             for i in 0..count as usize {
-                let word = OFFERED.get(i).copied().unwrap_or(0);
+                let word = feature::offered(module).get(i).copied().unwrap_or(0);
                 arg.put(8 + 8 * i, &word.to_ne_bytes())?;
             }
             Ok(())

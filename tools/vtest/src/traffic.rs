@@ -65,6 +65,8 @@ impl Split {
 pub(crate) struct Received {
     /// The header.
     pub(crate) hdr: NetHdr,
+    /// The header's hash and what it is of, if it has them.
+    pub(crate) hash: Option<(u32, u16)>,
     /// The packet.
     pub(crate) frame: Vec<u8>,
     /// The chains that held it.
@@ -199,7 +201,19 @@ impl Vmm {
             }
         }
         let frame = bytes.split_off(self.hdr_len);
-        Ok(Received { hdr, frame, chains })
+        let hash = match bytes[..self.hdr_len] {
+            [.., a, b, c, d, e, f, _, _] if self.hdr_len == 20 => {
+                let value = u32::from_le_bytes([a, b, c, d]);
+                Some((value, u16::from_le_bytes([e, f])))
+            }
+            _ => None,
+        };
+        Ok(Received {
+            hdr,
+            hash,
+            frame,
+            chains,
+        })
     }
 
     /// Sends a packet to the guest from the far side, without waiting for it.

@@ -148,6 +148,8 @@ impl Setup {
     fn guest_header(&self) -> usize {
         if self.more_features & feature::UDP_TUNNEL_GSO != 0 {
             24
+        } else if self.features & feature::HASH_REPORT != 0 {
+            20
         } else if self.features & (feature::VERSION_1 | feature::MRG_RXBUF) != 0 {
             12
         } else {

@@ -9,6 +9,7 @@ use anyhow::ensure;
 use anyhow::Result;
 
 use crate::case::Ctx;
+use crate::case::Module;
 use crate::case::Table;
 use crate::device;
 use crate::device::feature;
@@ -98,7 +99,7 @@ fn halves(value: u64) -> [u32; 2] {
     [value as u32, (value >> 32) as u32]
 }
 
-fn set_up(low: &Low, vmm: &Vmm) -> Result<()> {
+fn set_up(module: Module, low: &Low, vmm: &Vmm) -> Result<()> {
     let fd = vmm.vhost.as_raw_fd();
     let done = |what: &str, seen| expect(what, seen, Ok(0));
     done("RESET_OWNER", low.ioctl(fd, ioctl::RESET_OWNER(), &[]))?;
@@ -107,7 +108,7 @@ fn set_up(low: &Low, vmm: &Vmm) -> Result<()> {
     expect(
         "features",
         [low.get(0), low.get(1)],
-        halves(0x0000_010b_3d00_8000),
+        halves(feature::offered(module)[0]),
     )?;
     let bits = halves(feature::VERSION_1);
     done("SET_FEATURES", low.ioctl(fd, ioctl::SET_FEATURES(), &bits))?;
@@ -167,7 +168,7 @@ fn set_up(low: &Low, vmm: &Vmm) -> Result<()> {
 fn traffic(ctx: &Ctx) -> Result<()> {
     let low = Low::new()?;
     let mut vmm = Setup::new().stopped().build(ctx)?;
-    set_up(&low, &vmm)?;
+    set_up(ctx.module, &low, &vmm)?;
     vmm.post_rx(10, &[2048])?;
     for _ in 0..5 {
         vmm.check_alive()?;

@@ -20,13 +20,11 @@ use crate::traffic::expect;
 use crate::traffic::Split;
 use crate::vmm::Setup;
 
-/// Word 0 and word 1 of what vhost-net offers.
-const OFFERED: [u64; 2] = [0x0000_010b_3d00_8000, 0xa];
 /// An address in the first page, where nothing is mapped.
 const BAD_POINTER: usize = 8;
 
 /// The case that notes what is offered.
-pub(crate) const OFFER: &str = "features::offered_bits_are_those_of_c_vhost_net";
+pub(crate) const OFFER: &str = "features::offered_bits_are_known";
 
 /// A feature bit and what shows that it works.
 pub(crate) struct Bit {
@@ -97,6 +95,11 @@ pub(crate) const BITS: &[Bit] = &[
         &["backend::ring_reset_while_the_other_runs"],
     ),
     bit(
+        57,
+        "VIRTIO_NET_F_HASH_REPORT",
+        &["steering::hash_is_reported_with_each_packet"],
+    ),
+    bit(
         65,
         "VIRTIO_NET_F_GUEST_UDP_TUNNEL_GSO",
         &["backend::tunnel_bit_of_the_guest_makes_headers_24_bytes"],
@@ -109,7 +112,7 @@ pub(crate) const BITS: &[Bit] = &[
 ];
 
 pub(super) fn register(table: &mut Table) {
-    table.add(OFFER, get);
+    table.add_better(OFFER, better::HASH_REPORT, get);
     table.add("features::set_without_owner_succeeds", set);
     table.add("features::set_unoffered_bit_is_eopnotsupp", set_unoffered);
     table.add("features::bad_pointer_is_efault", bad_pointer);
@@ -144,28 +147,31 @@ pub(super) fn register(table: &mut Table) {
 }
 
 fn get(ctx: &Ctx) -> Result<()> {
+    let offered = feature::offered(ctx.module);
     let file = device::open(&ctx.device)?;
-    expect("GET_FEATURES", Raw::of(&file).features(), Ok(OFFERED[0]))?;
+    expect("GET_FEATURES", Raw::of(&file).features(), Ok(offered[0]))?;
     let mut array = [2, 0, 0];
     let seen = Raw::of(&file).get(ioctl::GET_FEATURES_ARRAY(), &mut array);
     expect("GET_FEATURES_ARRAY", seen, Ok(0))?;
     for word in &array[1..] {
         case::seen(format!("{word:x}"));
     }
-    expect("words", &array[1..], &OFFERED)
+    expect("words", &array[1..], &offered)
 }
 
 fn set(ctx: &Ctx) -> Result<()> {
+    let offered = feature::offered(ctx.module);
     let file = device::open(&ctx.device)?;
-    for bits in [0, feature::VERSION_1, OFFERED[0]] {
+    for bits in [0, feature::VERSION_1, offered[0]] {
         expect("SET_FEATURES", Raw::of(&file).set_features(bits), Ok(0))?;
     }
     Ok(())
 }
 
 fn set_unoffered(ctx: &Ctx) -> Result<()> {
+    let offered = feature::offered(ctx.module);
     let file = device::open(&ctx.device)?;
-    for bit in (0..64).filter(|bit| OFFERED[0] & (1 << bit) == 0) {
+    for bit in (0..64).filter(|bit| offered[0] & (1 << bit) == 0) {
         expect(
             &format!("SET_FEATURES bit {bit}"),
             Raw::of(&file).set_features(1 << bit),
@@ -195,6 +201,7 @@ fn bad_pointer(ctx: &Ctx) -> Result<()> {
 }
 
 fn array_get(ctx: &Ctx) -> Result<()> {
+    let offered = feature::offered(ctx.module);
     const CANARY: u64 = 0x5a5a_5a5a_5a5a_5a5a;
     let file = device::open(&ctx.device)?;
     for count in 0..=4u64 {
@@ -205,7 +212,7 @@ fn array_get(ctx: &Ctx) -> Result<()> {
         let mut wanted = [CANARY; 6];
         wanted[0] = count;
         for (i, word) in wanted[1..=count as usize].iter_mut().enumerate() {
-            *word = OFFERED.get(i).copied().unwrap_or(0);
+            *word = offered.get(i).copied().unwrap_or(0);
         }
         expect(&format!("buffer for count {count}"), buffer, wanted)?;
     }
@@ -226,13 +233,14 @@ fn array_absurd(ctx: &Ctx) -> Result<()> {
 }
 
 fn array_set(ctx: &Ctx) -> Result<()> {
+    let offered = feature::offered(ctx.module);
     let file = device::open(&ctx.device)?;
     let raw = Raw::of(&file);
     let unsupported = Err(Errno(libc::EOPNOTSUPP));
     for (array, wanted) in [
         ([1u64, feature::VERSION_1, 0, 0], Ok(0)),
-        ([2, OFFERED[0], OFFERED[1], 0], Ok(0)),
-        ([3, OFFERED[0], OFFERED[1], 0], Ok(0)),
+        ([2, offered[0], offered[1], 0], Ok(0)),
+        ([3, offered[0], offered[1], 0], Ok(0)),
         ([2, 0, 1 << 2, 0], unsupported),
         ([1, 1, 0, 0], unsupported),
         ([3, 0, 0, 1], unsupported),

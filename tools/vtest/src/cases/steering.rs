@@ -11,7 +11,9 @@ use anyhow::Result;
 use super::netdev;
 use super::netdev::FAR;
 use super::netdev::NEAR;
+use crate::case::skip;
 use crate::case::Ctx;
+use crate::case::Module;
 use crate::case::Table;
 use crate::device::feature;
 use crate::device::RX;
@@ -24,6 +26,8 @@ use crate::ioctl::Outcome;
 use crate::ioctl::Rss;
 use crate::poll;
 use crate::traffic::expect;
+use crate::traffic::Split;
+use crate::vmm::Setup;
 use crate::vmm::Vmm;
 use crate::wire::Wire;
 
@@ -71,6 +75,8 @@ pub(super) fn register(table: &mut Table) {
         handed_over,
     );
     table.add("steering::settings_are_read_back_and_checked", settings);
+    table.add("steering::hash_is_reported_with_each_packet", reported);
+    table.add("steering::no_hash_is_reported_from_a_tap", reported_by_tap);
 }
 
 /// A frame with these IPv4 addresses and UDP ports; its number is in the payload.
@@ -104,9 +110,13 @@ struct Port {
 
 impl Port {
     fn new(ctx: &Ctx, count: usize) -> Result<Self> {
+        Self::with(ctx, count, feature::VERSION_1)
+    }
+
+    fn with(ctx: &Ctx, count: usize, features: u64) -> Result<Self> {
         let mut pairs = Vec::new();
         for i in 0..count {
-            let mut vmm = netdev::stopped(ctx, feature::VERSION_1, &format!("vt{i}"))?;
+            let mut vmm = netdev::stopped(ctx, features, &format!("vt{i}"))?;
             if i == 0 {
                 netdev::pair()?;
             }
@@ -444,4 +454,67 @@ fn settings(ctx: &Ctx) -> Result<()> {
 
     port.pairs[0].stop()?;
     expect("on no port", port.set(|_| {}), Err(Errno(libc::ENOTCONN)))
+}
+
+fn reported(ctx: &Ctx) -> Result<()> {
+    let features = feature::VERSION_1 | feature::MRG_RXBUF | feature::HASH_REPORT;
+    let mut port = Port::with(ctx, 1, features)?;
+    let (from, to) = ([66, 9, 149, 187], [161, 142, 100, 80]);
+    let frame = udp(from, to, [2794, 1766], 0);
+    for (types, hash) in [
+        (1 << 2, (0x51cc_c178, 3)),
+        (1 << 0, (0x323e_8fc2, 1)),
+        (0, (0, 0)),
+    ] {
+        port.set(|rss| {
+            rss.flags = KEY | TYPES;
+            rss.hash_types = types;
+            rss.key_len = 40;
+            rss.key = SUITE;
+        })
+        .context("RVHOST_NET_SET_RSS")?;
+        port.far.send(&NetHdr::default(), &frame)?;
+        let vmm = &mut port.pairs[0];
+        let received = vmm.expect_in_guest(&frame)?;
+        expect("hash, and of what", received.hash, Some(hash))?;
+        vmm.repost(&received)?;
+    }
+    // All that a big packet is cut into have its hash, in however many buffers they are.
+    port.set(|rss| {
+        rss.flags = TYPES;
+        rss.hash_types = 1 << 1;
+    })
+    .context("RVHOST_NET_SET_RSS")?;
+    let vmm = &mut port.pairs[0];
+    let (hdr, frame) = vmm.rx_frames.tcp4(54 + 3000, 1000);
+    port.far.send(&hdr, &frame)?;
+    let first = vmm.recv()?;
+    ensure!(
+        matches!(first.hash, Some((value, 2)) if value != 0),
+        "the first segment's hash: {:?}",
+        first.hash
+    );
+    for segment in [vmm.recv()?, vmm.recv()?] {
+        expect("bytes of a segment", segment.frame.len(), 1054)?;
+        expect("a segment's hash", segment.hash, first.hash)?;
+    }
+    Ok(())
+}
+
+fn reported_by_tap(ctx: &Ctx) -> Result<()> {
+    if ctx.module == Module::C {
+        return skip("C vhost_net does not offer VIRTIO_NET_F_HASH_REPORT");
+    }
+    let mut vmm = Setup::new()
+        .features(feature::VERSION_1 | feature::HASH_REPORT)
+        .build(ctx)?;
+    vmm.post_rx(64, &[2048])?;
+    for len in [60, 300, 1514] {
+        let frame = vmm.send_rx(len)?;
+        let received = vmm.expect_in_guest(&frame)?;
+        expect("hash, and of what", received.hash, Some((0, 0)))?;
+        vmm.repost(&received)?;
+        vmm.check_tx(len, &Split::Whole)?;
+    }
+    Ok(())
 }

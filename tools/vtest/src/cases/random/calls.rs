@@ -6,6 +6,8 @@ use super::rig::Rings;
 use super::Step;
 use super::MIB;
 use super::PAGE;
+use crate::case::Module;
+use crate::device::feature;
 use crate::frame::Rng;
 use crate::ioctl;
 use crate::model::Arg;
@@ -160,7 +162,7 @@ impl Calls<'_> {
     }
 
     fn features(&mut self) -> u64 {
-        let offered = 0x0000_010b_3d00_8000;
+        let [offered, _] = feature::offered(Module::C);
         let event_idx = 1 << 29;
         let log_all = 1 << 26;
         let platform = 1 << 33;
