@@ -38,7 +38,7 @@ use system::System;
 
 /// Shows and steers the queues of rvhost_net, a vhost-net in Rust.
 ///
-/// Reads /proc/<pid>/fdinfo of the processes that have the device open, which costs the queues
+/// Reads `/proc/<pid>/fdinfo` of the processes that have the device open, which costs the queues
 /// nothing. Shows what the user may see: everything to root, one's own processes to others.
 #[derive(Debug, Parser)]
 #[command(
