@@ -75,7 +75,7 @@ pub(crate) trait OpenFile: Sized + 'static {
         from: &mut IovIterSource<'_>,
     ) -> Result<usize>;
 
-    /// What it is ready for, of [`ready`](super::poll::ready); registers `table` for when that
+    /// What it is ready for, of [`ready`]; registers `table` for when that
     /// changes.
     fn poll(
         this: <Self::Ptr as ForeignOwnable>::Borrowed<'_>,

@@ -13,7 +13,7 @@ pub(crate) const GUEST_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 2];
 
 /// Length of an Ethernet header.
 pub(crate) const ETH_HLEN: usize = 14;
-/// Headers before the payload in [`tcp4`].
+/// Headers before the payload in [`Frames::tcp4`].
 pub(crate) const TCP4_HLEN: usize = 54;
 
 /// The checksum is partial and to be completed.

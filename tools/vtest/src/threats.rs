@@ -49,7 +49,7 @@ impl Threat {
     }
 }
 
-/// As [`matches`], but for the whole name.
+/// As [`matches()`], but for the whole name.
 fn matches_all(pattern: &str, name: &str) -> bool {
     let first = pattern.split('*').next().unwrap_or("");
     let last = pattern.rsplit('*').next().unwrap_or("");
