@@ -5,6 +5,7 @@
 
 use core::{
     marker::PhantomData,
+    mem,
     ptr::{
         self,
         NonNull, //
@@ -165,6 +166,9 @@ impl Drop for Watch {
         // Whoever holds a device keeps the module loaded: nobody does.
         // SAFETY: The block was registered; if it was not, this does nothing.
         unsafe { bindings::unregister_netdevice_notifier(&mut *self.0) };
+        WATCHED.store(false, Release);
+        // It is empty, but has memory; a static is never dropped.
+        drop(mem::take(&mut *HELD.lock()));
     }
 }
 
