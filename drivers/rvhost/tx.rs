@@ -158,6 +158,11 @@ impl Tx {
         }
     }
 
+    /// Forgets which flows the backend has seen: it may have forgotten them, or be another one soon.
+    pub(crate) fn forget_flows(&mut self) {
+        self.batch.forget_flows();
+    }
+
     /// Waits until no packet is lent any more.
     pub(crate) fn drain(&mut self, ring: &mut Ring, user: &mut UserMem<'_>) -> Result {
         if let Some(loans) = &self.loans {

@@ -359,10 +359,12 @@ impl Running {
         self.backend.endpoint == *endpoint
     }
 
-    /// Gives back to the backend what was not delivered, so that the next user of it sees it.
+    /// Gives back to the backend what was not delivered, so that the next user of it sees it, and
+    /// forgets what it has learned.
     fn settle(&mut self) {
-        if let Path::Rx(rx) = &mut self.vq.path {
-            rx.release_packets(&self.backend.endpoint);
+        match &mut self.vq.path {
+            Path::Rx(rx) => rx.release_packets(&self.backend.endpoint),
+            Path::Tx(tx) => tx.forget_flows(),
         }
         let ring = &self.vq.ring;
         ring.stats.stop();

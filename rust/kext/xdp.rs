@@ -252,6 +252,11 @@ impl TxBatch {
         (known, count)
     }
 
+    /// Forgets all flows.
+    pub(crate) fn forget_flows(&mut self) {
+        *self.recent = Recent::default();
+    }
+
     /// Forgets the first `n` of the filled buffers that were not given away yet, without freeing
     /// them.
     ///

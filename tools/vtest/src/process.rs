@@ -13,6 +13,18 @@ use anyhow::Context;
 use anyhow::Result;
 
 use crate::poll;
+use crate::traffic::expect;
+
+/// Lets this process have `count` files open.
+pub(crate) fn raise_file_limit(count: u64) -> Result<()> {
+    let limit = libc::rlimit {
+        rlim_cur: count,
+        rlim_max: count,
+    };
+    // SAFETY: The limit is valid while the call reads it.
+    let rc = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
+    expect("setrlimit(RLIMIT_NOFILE)", rc, 0)
+}
 
 /// The child's side: how it tells its parent something and waits for it.
 pub(crate) struct Inside {

@@ -14,8 +14,10 @@ use anyhow::Result;
 use crate::case::Ctx;
 use crate::case::Table;
 use crate::device::RX;
+use crate::frame::compare;
 use crate::frame::NetHdr;
 use crate::poll;
+use crate::process;
 use crate::tap::TapOptions;
 use crate::traffic::expect;
 use crate::traffic::Split;
@@ -31,10 +33,23 @@ pub(super) fn register(table: &mut Table) {
         receive(ctx, 4)
     });
     table.add("multi::pair_closed_while_others_run", closed);
+    table.add_long(
+        "multi::pairs_256_of_which_half_are_disabled_and_enabled",
+        Duration::from_secs(180),
+        most,
+    );
+    table.add(
+        "multi::pair_that_was_disabled_gets_its_answers_again",
+        enabled_again,
+    );
     table.add("multi::detached_queue_sends_but_receives_nothing", detached);
 }
 
 fn pairs(ctx: &Ctx, count: usize) -> Result<Vec<Vmm>> {
+    pairs_with(ctx, count, 128)
+}
+
+fn pairs_with(ctx: &Ctx, count: usize, buffers: usize) -> Result<Vec<Vmm>> {
     let options = TapOptions {
         multi_queue: true,
         ..TapOptions::default()
@@ -43,7 +58,7 @@ fn pairs(ctx: &Ctx, count: usize) -> Result<Vec<Vmm>> {
     let mut all = Vec::new();
     for _ in 0..count {
         let mut vmm = setup.build(ctx)?;
-        vmm.post_rx(128, &[2048])?;
+        vmm.post_rx(buffers, &[2048])?;
         all.push(vmm);
     }
     Ok(all)
@@ -95,7 +110,7 @@ fn flows(ctx: &Ctx) -> Result<()> {
             let back = all[by].rx_frames.udp4(100, 2000, 1000 + flow);
             all[by].wire.send(&NetHdr::default(), &back)?;
             let (on, frame) = receive_any(&mut all)?;
-            crate::frame::compare("answer", &frame, &back)?;
+            compare("answer", &frame, &back)?;
             expect(&format!("pair of the answers to flow {flow}"), on, by)?;
         }
         for vmm in &all {
@@ -132,7 +147,7 @@ fn moves(ctx: &Ctx) -> Result<()> {
             let back = all[by].rx_frames.udp4(100, 2000, 1000 + flow);
             all[by].wire.send(&NetHdr::default(), &back)?;
             let (on, frame) = receive_any(&mut all)?;
-            crate::frame::compare("answer", &frame, &back)?;
+            compare("answer", &frame, &back)?;
             expect(
                 &format!("round {round}: pair of answers to flow {flow}"),
                 on,
@@ -179,13 +194,68 @@ fn closed(ctx: &Ctx) -> Result<()> {
             let frame = all[0].rx_frames.udp4(200, 5000 + i, 6000);
             all[0].wire.send(&NetHdr::default(), &frame)?;
             let (_, seen) = receive_any(&mut all)?;
-            crate::frame::compare("frame", &seen, &frame)?;
+            compare("frame", &seen, &frame)?;
         }
         let frame = all[0].tx_frames.plain(60);
         all[0].queue_tx(&NetHdr::default(), &frame, &Split::Whole)?;
         all[0].tx.flush()?;
         all[0].expect_on_wire(&frame)?;
         all[0].tx.wait_used()?;
+    }
+    Ok(())
+}
+
+/// A packet that leaves by a pair has its answer come on it. The first pair's wire sees them.
+fn answered(all: &mut [Vmm], by: usize, ports: (u16, u16)) -> Result<()> {
+    let out = all[by].tx_frames.udp4(100, ports.0, ports.1);
+    all[by].queue_tx(&NetHdr::default(), &out, &Split::Whole)?;
+    all[by].tx.flush()?;
+    all[0].expect_on_wire(&out)?;
+    all[by].tx.wait_used()?;
+    let back = all[by].rx_frames.udp4(100, ports.1, ports.0);
+    all[0].wire.send(&NetHdr::default(), &back)?;
+    let (on, frame) = receive_any(all)?;
+    compare("answer", &frame, &back)?;
+    expect("pair of the answer", on, by)
+}
+
+/// The TAP forgets the last queue's flows when those before it are detached too.
+fn enabled_again(ctx: &Ctx) -> Result<()> {
+    let mut all = pairs(ctx, 3)?;
+    for _ in 0..2 {
+        for flow in 0..8 {
+            answered(&mut all, 2, (1000 + flow, 2000))?;
+        }
+        for i in [2, 1] {
+            all[i].stop()?;
+            all[i].tap.attach(false)?;
+        }
+        for i in [1, 2] {
+            all[i].tap.attach(true)?;
+            all[i].start()?;
+        }
+    }
+    Ok(())
+}
+
+/// As many pairs as a TAP has queues, and a guest that changes how many of them it uses: QEMU detaches
+/// the queues of the others, and stops them.
+fn most(ctx: &Ctx) -> Result<()> {
+    const MOST: usize = 256;
+    process::raise_file_limit(16 * MOST as u64)?;
+    let mut all = pairs_with(ctx, MOST, 4)?;
+    for used in [MOST, MOST / 2, MOST] {
+        for vmm in &all[used..] {
+            vmm.stop()?;
+            vmm.tap.attach(false)?;
+        }
+        for by in (0..used).step_by(17) {
+            answered(&mut all, by, (1000 + by as u16, 2000 + used as u16))?;
+        }
+        for vmm in &all[used..] {
+            vmm.tap.attach(true)?;
+            vmm.start()?;
+        }
     }
     Ok(())
 }
