@@ -48,12 +48,14 @@ tool: ## build the rvhost command: build/tool/rvhost, with man pages and complet
 	@scripts/tool build
 install-tool: ## install it under /usr/local
 	@scripts/tool install
-test-observe: ## counters, the rvhost command, tracing recipes, where threads run
+test-observe: ## counters and their cost, the rvhost command, tracing recipes, where threads run
 	@scripts/observe all
 doc: ## rustdoc, Documentation/ as HTML, the header's comments: build/doc (warnings are errors)
 	@scripts/doc
 bench-quick: ## instructions per packet, against C vhost_net and our own baseline (BASELINE=write)
 	@scripts/bench/instructions
+bench-counters: ## what the counters cost, in instructions per packet
+	@scripts/bench/counters
 bench: ## measure against C vhost_net; writes Documentation/performance.rst
 	@scripts/bench/run
 where: ## print KSRC, KOBJ, BZIMAGE, MODULE as shell assignments
@@ -67,4 +69,4 @@ clean: ## remove what was built here; the cache stays
 clean-cache: ## remove the cache: kernels, source, tools
 	@scripts/clean cache
 
-.PHONY: help setup run vm modules install test test-long check kunit rounds vtest test-backends abi hostile hostile-quick soak coverage coverage-module trace tool install-tool test-observe doc bench-quick bench where kernel rust-analyzer clean clean-cache
+.PHONY: help setup run vm modules install test test-long check kunit rounds vtest test-backends abi hostile hostile-quick soak coverage coverage-module trace tool install-tool test-observe doc bench-quick bench-counters bench where kernel rust-analyzer clean clean-cache
