@@ -21,6 +21,7 @@
 #include <linux/netdevice.h>
 #include <linux/rtnetlink.h>
 #include <linux/sched/signal.h>
+#include <linux/slab.h>
 #include <linux/uaccess.h>
 #include <linux/umh.h>
 #include <net/sock.h>
@@ -497,3 +498,25 @@ int rvk_packet_socket(void)
 	/* Releases the socket if it fails. */
 	return new_fd(sock_alloc_file(sock, O_CLOEXEC, NULL));
 }
+
+/* The look for leaked memory. */
+
+static int leak(const char *text, const struct kernel_param *param)
+{
+	unsigned int i, count;
+	int rc = kstrtouint(text, 0, &count);
+
+	/* Volatile, or they are not even allocated. */
+	for (i = 0; !rc && i < count; i++) {
+		void *volatile lost = kmalloc(1000, GFP_KERNEL);
+
+		lost = NULL;
+		(void)lost;
+	}
+	return rc;
+}
+
+static const struct kernel_param_ops leak_ops = { .set = leak };
+
+module_param_cb(leak, &leak_ops, NULL, 0);
+MODULE_PARM_DESC(leak, "Forget so many allocations, to see that this is noticed");
