@@ -40,7 +40,7 @@ const SIZES: [&str; 7] = ["1", "2-3", "4-7", "8-15", "16-31", "32-63", "64-"];
 pub(crate) struct Stats {
     pub(crate) packets: Counter,
     pub(crate) bytes: Counter,
-    batches: Counter,
+    /// Batches by their size.
     sizes: [Counter; SIZES.len()],
     pub(crate) kicks: Counter,
     pub(crate) calls: Counter,
@@ -105,7 +105,6 @@ impl Stats {
             pin_init!(Self {
                 packets: Counter::default(),
                 bytes: Counter::default(),
-                batches: Counter::default(),
                 sizes: Default::default(),
                 kicks: Counter::default(),
                 calls: Counter::default(),
@@ -137,7 +136,6 @@ impl Stats {
         }
         self.packets.add(packets.into());
         self.bytes.add(bytes);
-        self.batches.add(1);
         // CAST: less than 32.
         let class = packets.ilog2() as usize;
         if let Some(size) = self.sizes.get(class.min(SIZES.len() - 1)) {
@@ -217,9 +215,11 @@ impl Stats {
         line(out, queue, "ring-fill", &self.ring_fill);
         line(out, queue, "packets", &self.packets);
         line(out, queue, "bytes", &self.bytes);
-        line(out, queue, "batches", &self.batches);
-        for (size, counter) in SIZES.iter().zip(&self.sizes) {
-            seq_print!(out, "{queue}-batches-{size}:\t{}\n", counter.get());
+        let sizes = self.sizes.each_ref().map(Counter::get);
+        let batches = sizes.iter().fold(0u64, |sum, n| sum.wrapping_add(*n));
+        seq_print!(out, "{queue}-batches:\t{batches}\n");
+        for (size, n) in SIZES.iter().zip(sizes) {
+            seq_print!(out, "{queue}-batches-{size}:\t{n}\n");
         }
         line(out, queue, "kicks", &self.kicks);
         line(out, queue, "calls", &self.calls);

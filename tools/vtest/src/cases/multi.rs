@@ -35,7 +35,7 @@ pub(super) fn register(table: &mut Table) {
     table.add("multi::pair_closed_while_others_run", closed);
     table.add_long(
         "multi::pairs_256_of_which_half_are_disabled_and_enabled",
-        Duration::from_secs(180),
+        Duration::from_secs(600),
         most,
     );
     table.add(
