@@ -238,8 +238,8 @@ fn enabled_again(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-/// As many pairs as a TAP has queues, and a guest that changes how many of them it uses: QEMU detaches
-/// the queues of the others, and stops them.
+/// As many pairs as a TAP has queues. The guest changes how many of them it uses: the others are stopped,
+/// and their TAP queues detached.
 fn most(ctx: &Ctx) -> Result<()> {
     const MOST: usize = 256;
     process::raise_file_limit(16 * MOST as u64)?;

@@ -151,6 +151,18 @@ impl Port {
         Ok(rss)
     }
 
+    /// Hashes these types with the key of the published verification suite.
+    fn hash_as_published(&self, types: u32) -> Result<()> {
+        self.set(|rss| {
+            rss.flags = KEY | TYPES;
+            rss.hash_types = types;
+            rss.key_len = 40;
+            rss.key = SUITE;
+        })
+        .context("RVHOST_NET_SET_RSS")?;
+        Ok(())
+    }
+
     /// Sets the table's entries.
     fn set_table(&self, entries: &[u16]) -> Result<()> {
         self.set(|rss| {
@@ -257,13 +269,7 @@ fn published(ctx: &Ctx) -> Result<()> {
     let (from, to) = ([66, 9, 149, 187], [161, 142, 100, 80]);
     let frame = udp(from, to, [2794, 1766], 0);
     for (types, hash) in [(1 << 2, 0x51cc_c178u32), (1 << 0, 0x323e_8fc2)] {
-        port.set(|rss| {
-            rss.flags = KEY | TYPES;
-            rss.hash_types = types;
-            rss.key_len = 40;
-            rss.key = SUITE;
-        })
-        .context("RVHOST_NET_SET_RSS")?;
+        port.hash_as_published(types)?;
         let mut entries = [0u16; 128];
         entries[hash as usize % 128] = 1;
         port.set_table(&entries)?;
@@ -466,13 +472,7 @@ fn reported(ctx: &Ctx) -> Result<()> {
         (1 << 0, (0x323e_8fc2, 1)),
         (0, (0, 0)),
     ] {
-        port.set(|rss| {
-            rss.flags = KEY | TYPES;
-            rss.hash_types = types;
-            rss.key_len = 40;
-            rss.key = SUITE;
-        })
-        .context("RVHOST_NET_SET_RSS")?;
+        port.hash_as_published(types)?;
         port.far.send(&NetHdr::default(), &frame)?;
         let vmm = &mut port.pairs[0];
         let received = vmm.expect_in_guest(&frame)?;
