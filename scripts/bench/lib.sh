@@ -52,11 +52,24 @@ measure() {
 }
 
 # Inside: pairs CASE ARGUMENT…: runs of both modules in turns
-pairs() {
+pairs() { versus "$1" tap tap "${@:2}"; }
+
+# Inside: versus CASE PATH-OF-C PATH-OF-RVHOST ARGUMENT…: the same, on different ways to the network
+versus() {
     local pair
     echo "case $1"
     for ((pair = 0; pair < PAIRS; pair++)); do
-        measure c "$@"
-        measure rust "$@"
+        measure c "$1" --path "$2" "${@:4}"
+        measure rust "$1" --path "$3" "${@:4}"
+    done
+}
+
+# Inside: every_path WAY ARGUMENT…: C vhost_net as it forwards today against rvhost's ways
+every_path() {
+    local c rust
+    for c in bridge macvtap; do
+        for rust in $c macvlan netdev; do
+            versus "$1 64, $c and $rust" "$c" "$rust" --direction "$1" --size 64 "${@:2}"
+        done
     done
 }

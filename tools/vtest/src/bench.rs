@@ -13,7 +13,7 @@ use anyhow::Result;
 use clap::Args;
 use clap::ValueEnum;
 
-use crate::bench::rig::Below;
+use crate::bench::path::Path;
 use crate::bench::rig::Rig;
 use crate::bench::rig::Shape;
 use crate::bench::threads::Threads;
@@ -23,6 +23,7 @@ use crate::net;
 
 mod life;
 mod lockstep;
+mod path;
 mod rate;
 mod rig;
 mod source;
@@ -120,10 +121,9 @@ pub(crate) struct BenchArgs {
     /// Give the TAP so many queues, and each a device.
     #[arg(long, default_value_t = 1)]
     queues: u16,
-    /// Run on a MacVTap: above a device that drops what it sends, or, to receive, above one end of a
-    /// pair, where the whole includes what comes before the MacVTap.
-    #[arg(long, conflicts_with_all = ["gso", "queues", "devices"])]
-    macvtap: bool,
+    /// What packets pass on their way; but for a TAP, the whole includes what comes before it.
+    #[arg(long, value_enum, default_value = "tap")]
+    path: Path,
     /// Confine us to this CPU, and the device's threads to the next.
     #[arg(long)]
     pin: Option<usize>,
@@ -147,10 +147,8 @@ impl BenchArgs {
             regions: self.regions,
             busyloop: self.busyloop,
             queue_len: 2 * self.burst() as u32,
-            macvtap: self.macvtap.then_some(match self.direction {
-                Way::Tx => Below::Dummy,
-                Way::Rx | Way::Both => Below::Pair,
-            }),
+            path: self.path,
+            way: self.direction,
         }
     }
 
@@ -194,6 +192,10 @@ pub(crate) fn run(args: &BenchArgs, module: Module) -> Result<bool> {
     ensure!(
         args.ring.is_power_of_two() && args.batch <= args.ring && args.batch > 0,
         "the ring's size is a power of two, and a batch fits it"
+    );
+    ensure!(
+        args.path == Path::Tap || !args.gso && args.queues == 1 && args.devices == 1,
+        "only TAPs are for large packets, several queues or several devices"
     );
     if let Some(cpu) = args.pin {
         threads::pin(0, cpu)?;

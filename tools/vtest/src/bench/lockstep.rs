@@ -10,6 +10,7 @@ use std::time::Instant;
 use anyhow::ensure;
 use anyhow::Result;
 
+use crate::bench::path::Path;
 use crate::bench::rig::Patience;
 use crate::bench::rig::Rig;
 use crate::bench::rig::OFFLOADS;
@@ -63,7 +64,7 @@ pub(crate) fn run(
     }
     let worker = Duration::from_nanos(threads.cpu_ns()? - before);
     let source = match way {
-        Way::Rx if !rig.macvtap => silent_source(rig, batch, rounds)?,
+        Way::Rx if rig.path == Path::Tap => silent_source(rig, batch, rounds)?,
         _ => Duration::ZERO,
     };
     Ok(Cost {

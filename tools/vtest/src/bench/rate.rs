@@ -2,16 +2,16 @@
 
 //! Packets per second of one device or several, driven by one thread.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 use std::time::Instant;
 
 use anyhow::Result;
 
+use crate::bench::path::Ends;
 use crate::bench::rig::Patience;
 use crate::bench::rig::Rig;
 use crate::bench::Way;
-use crate::net;
 
 /// When to stop: at a time, or after so many packets of each device.
 pub(crate) struct Limit {
@@ -75,13 +75,15 @@ impl Bench {
         self.rigs[0].frame_len
     }
 
-    /// Packets that came out of the TAPs so far.
+    /// Packets that have left the guests so far.
     pub(crate) fn arrived(&self) -> Result<u64> {
-        let names: BTreeSet<&str> = self.rigs.iter().map(|rig| rig.vmm.tap.name()).collect();
-        names
-            .into_iter()
-            .map(|name| Ok(net::counters(name)?.rx_packets))
-            .sum()
+        // The queues of one TAP are counted together.
+        let ends: BTreeMap<&str, &Ends> = self
+            .rigs
+            .iter()
+            .map(|rig| (rig.ends.count.0.as_str(), &rig.ends))
+            .collect();
+        ends.into_values().map(Ends::left).sum()
     }
 
     fn kicks(&self) -> u64 {

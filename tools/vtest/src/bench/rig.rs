@@ -11,7 +11,10 @@ use anyhow::ensure;
 use anyhow::Context;
 use anyhow::Result;
 
+use crate::bench::path::Ends;
+use crate::bench::path::Path;
 use crate::bench::source::Source;
+use crate::bench::Way;
 use crate::case::Ctx;
 use crate::device::feature;
 use crate::device::RX;
@@ -24,14 +27,12 @@ use crate::ioctl::VringState;
 use crate::mem::Memory;
 use crate::mem::BOUNDARY;
 use crate::mem::PAGE;
-use crate::net;
 use crate::poll;
 use crate::ring::Desc;
 use crate::ring::Ring;
 use crate::ring::F_INDIRECT;
 use crate::ring::F_NEXT;
 use crate::ring::F_WRITE;
-use crate::tap::Tap;
 use crate::tap::TapOptions;
 use crate::tap::TUN_F_CSUM;
 use crate::tap::TUN_F_TSO4;
@@ -66,27 +67,20 @@ pub(crate) struct Shape {
     pub(crate) regions: Option<usize>,
     /// How long a queue polls before it sleeps, in microseconds.
     pub(crate) busyloop: u32,
-    /// Packets that the TAP can hold.
+    /// Packets for the guest that can wait.
     pub(crate) queue_len: u32,
-    /// On what, if not a TAP.
-    pub(crate) macvtap: Option<Below>,
-}
-
-/// What a MacVTap is on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Below {
-    /// A device that drops what it is to send.
-    Dummy,
-    /// One end of a pair; packets for the guest enter at the other.
-    Pair,
+    /// What is between the queues and the network, and which way packets will go.
+    pub(crate) path: Path,
+    pub(crate) way: Way,
 }
 
 /// One queue pair with its driver, its TAP, and a source of packets.
 pub(crate) struct Rig {
     pub(crate) vmm: Vmm,
     pub(crate) source: Source,
-    /// Whether its packets come through more than a TAP.
-    pub(crate) macvtap: bool,
+    /// What its packets pass, and where they enter and leave it.
+    pub(crate) path: Path,
+    pub(crate) ends: Ends,
     /// Bytes of a frame.
     pub(crate) frame_len: usize,
     /// RX buffers that one packet fills.
@@ -126,16 +120,10 @@ impl Rig {
             .features(features)
             .size(shape.ring)
             .tap(tap)
-            .tap_name(name);
-        let (mut vmm, name) = match shape.macvtap {
-            Some(below) => {
-                let mut vmm = setup.stopped().build(ctx)?;
-                let name = on_macvtap(&mut vmm, below)?;
-                (vmm, name)
-            }
-            None => (setup.build(ctx)?, name),
-        };
-        net::set_queue_len(vmm.tap.name(), shape.queue_len as i32)?;
+            .tap_name(name)
+            .stopped();
+        let mut vmm = setup.build(ctx)?;
+        let ends = shape.path.set_up(&mut vmm, shape.way, shape.queue_len)?;
         let (hdr, frame) = if shape.gso {
             let len = TCP4_HLEN + GSO_SEGMENTS * usize::from(GSO_SIZE);
             vmm.tx_frames.tcp4(len, GSO_SIZE)
@@ -145,7 +133,7 @@ impl Rig {
         let headers = if shape.gso { 10 } else { 0 };
         let mut packet = hdr.bytes(headers);
         packet.extend(&frame);
-        let source = Source::open(name, packet, shape.gso)?;
+        let source = Source::open(&ends.source, packet, shape.gso)?;
         // The far end sends only, or each packet would be copied to it.
         vmm.wire = crate::wire::Wire::unbound()?;
 
@@ -163,7 +151,8 @@ impl Rig {
         let pieces = packet.len().div_ceil(buffer) as u16;
         let mut rig = Self {
             source,
-            macvtap: shape.macvtap.is_some(),
+            path: shape.path,
+            ends,
             frame_len: frame.len(),
             pieces,
             chains: shape.ring / descs_per_chain,
@@ -341,29 +330,6 @@ impl Rig {
         }
         Ok(())
     }
-}
-
-/// Puts a machine on a MacVTap. Returns the device by which packets enter.
-fn on_macvtap(vmm: &mut Vmm, below: Below) -> Result<&'static str> {
-    let (mode, source) = match below {
-        Below::Dummy => {
-            net::add_dummy("near")?;
-            (net::Mode::Vepa, "near")
-        }
-        Below::Pair => {
-            net::add_veth("near", "far")?;
-            net::set_up("far", true)?;
-            (net::Mode::Passthru, "far")
-        }
-    };
-    net::set_up("near", true)?;
-    let options = TapOptions {
-        header: vmm.hdr_len,
-        ..TapOptions::default()
-    };
-    vmm.tap = Tap::open_vtap(net::Vtap::In(mode), "mvt", "near", &options)?;
-    vmm.start()?;
-    Ok(source)
 }
 
 /// Gives each of several queues of one TAP a source whose packets come to it: the
