@@ -219,6 +219,7 @@ mod tests {
         }
         assert!(batch.start(0).is_none());
         for header in [0, 10, 24] {
+            batch.clear();
             assert_eq!(add(&mut batch, &mut user, at, 100, header), Ok(()));
             let start = batch.start(batch.len() - 1).ok_or(ENOENT)?;
             assert_eq!(start[..header], [0xee; 24][..header]);

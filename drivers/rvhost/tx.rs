@@ -121,7 +121,13 @@ impl Tx {
         let headroom = endpoint.wants_headroom();
         let batched = endpoint.takes_batches();
         let (mut done, mut used, mut bytes) = (0, 0, 0);
-        while done < taken {
+        loop {
+            if batched {
+                let added = self.add_run(ring, user, done, used, headroom, &mut bytes);
+                done += added;
+                used += added;
+            }
+            // All are in the batch, or there is something about the next one.
             let Some(&chain) = self.chains.get(done) else {
                 break;
             };
@@ -189,7 +195,44 @@ impl Tx {
         Ok(())
     }
 
-    #[inline]
+    /// Adds packets to the batch, from the `from`th chain up to the first of which there is more to
+    /// say, and makes their used elements from the `used`th on. Returns how many, and adds their bytes to
+    /// `bytes`.
+    #[inline(always)]
+    fn add_run(
+        &mut self,
+        ring: &Ring,
+        user: &mut UserMem<'_>,
+        from: usize,
+        used: usize,
+        headroom: bool,
+        bytes: &mut u64,
+    ) -> usize {
+        let (skip, header) = (ring.header.vhost, ring.header.sock);
+        let slots = self.used.get_mut(used..).unwrap_or(&mut []);
+        let mut added = 0;
+        for (chain, slot) in self.chains.iter_from(from).zip(slots) {
+            // CAST: at most `MAX_SEGMENTS` times 4 GiB.
+            let len = (chain.len as usize).saturating_sub(skip);
+            let packet = Source {
+                segs: self.chains.segments_in(chain),
+                skip,
+                len,
+                header,
+            };
+            if chain.refused.is_some()
+                || len < header + MIN_FRAME
+                || self.batch.add(user, &packet, headroom).is_err()
+            {
+                break;
+            }
+            *slot = used_elem(chain.head, 0);
+            *bytes += chain.len;
+            added += 1;
+        }
+        added
+    }
+
     #[allow(clippy::too_many_arguments)] // One packet's circumstances, of which each is different.
     fn send(
         &mut self,

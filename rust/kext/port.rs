@@ -308,12 +308,12 @@ impl Port {
     /// device is gone.
     #[inline]
     pub(crate) fn send_batch(&self, batch: &mut TxBatch) -> Result<u32> {
-        let Some((bufs, count)) = batch.front() else {
+        let Some((bufs, count, header)) = batch.front() else {
             return Ok(0);
         };
         let refused = self.0.dev.with(|dev| {
-            // SAFETY: The device is there; `count` buffers are filled as for a TAP.
-            unsafe { bindings::rvh_dev_transmit(dev.as_ptr(), bufs, count.into()) }
+            // SAFETY: The device is there; `count` buffers are filled, with such headers.
+            unsafe { bindings::rvh_dev_transmit(dev.as_ptr(), bufs, count.into(), header) }
         });
         match refused {
             Some(refused) => {

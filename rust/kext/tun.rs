@@ -147,23 +147,24 @@ impl TapQueue {
         // A TAP with several queues learns by its sockets which flow belongs to which queue.
         let learns = matches!(taker, Taker::Tap(device) if device.has_queues());
         let now = if learns { sched::clock() } else { 0 };
-        while let Some((bufs, all)) = batch.front() {
+        while let Some((bufs, all, header)) = batch.front() {
             let (known, count) = if learns {
                 batch.known(now)
             } else {
                 (true, all)
             };
             let taken = match taker {
-                Taker::Tap(device) => known && device.receive(&self.socket, bufs, count),
+                Taker::Tap(device) => known && device.receive(&self.socket, bufs, count, header),
                 // SAFETY: By the taker's invariant this is such a device's socket; `count` buffers
-                // are filled as it wants them.
+                // are filled, with such headers.
                 Taker::Vtap => unsafe {
-                    bindings::rvh_vtap_send(self.socket.as_ptr(), bufs, count.into())
+                    bindings::rvh_vtap_send(self.socket.as_ptr(), bufs, count.into(), header)
                 },
                 Taker::Socket => false,
             };
             if !taken {
-                // SAFETY: `count` buffers are filled as the device wants them.
+                batch.lead(count);
+                // SAFETY: `count` buffers are filled as a socket wants them.
                 let sent = unsafe { self.socket.send_batch(bufs, count) };
                 if sent.is_err() {
                     batch.clear();
@@ -214,10 +215,16 @@ impl TapDevice {
     /// Has the device receive `count` packets all at once, where that comes to the same as sending
     /// them by `socket`. Returns whether it took them.
     #[inline]
-    fn receive(&self, socket: &Socket, bufs: *mut bindings::xdp_buff, count: u16) -> bool {
+    fn receive(
+        &self,
+        socket: &Socket,
+        bufs: *mut bindings::xdp_buff,
+        count: u16,
+        header: u32,
+    ) -> bool {
         let received = self.dev.with(|dev| {
             // SAFETY: The device is there, and with it the slot; the socket is valid; `count`
-            // buffers are filled as a TAP wants them.
+            // buffers are filled, with such headers.
             unsafe {
                 bindings::rvh_tap_receive(
                     dev.as_ptr(),
@@ -225,6 +232,7 @@ impl TapDevice {
                     self.slot,
                     bufs,
                     count.into(),
+                    header,
                 )
             }
         });

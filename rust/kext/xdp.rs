@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Packets laid out as a TAP takes them in batches: one buffer each, from a page-fragment cache.
+//! Packets in batches: one buffer each, from a page-fragment cache, with room in front as a TAP's
+//! socket wants it.
 //!
 //! C headers: `include/net/xdp.h`, `include/linux/page_frag_cache.h`.
 
@@ -43,6 +44,8 @@ const PIECES: usize = 2 * BATCH;
 ///
 /// - Of `bufs`, those from the `gone`th on, up to the first `filled + added`, describe fragments
 ///   that this value owns. `gone` is zero but while a batch is being sent.
+/// - Each has its header of `header` bytes in front of its frame, and at least
+///   [`hdr::MAX_BYTES`] more at its start.
 /// - `copies` writes to fragments that were added, within their bounds.
 pub(crate) struct TxBatch {
     bufs: KVec<bindings::xdp_buff>,
@@ -52,7 +55,7 @@ pub(crate) struct TxBatch {
     gone: usize,
     /// Flows that were sent lately.
     recent: KBox<Recent>,
-    /// Bytes of the header of each packet that is to be copied yet.
+    /// Bytes of the header of each packet.
     header: usize,
     /// For each packet that is to be copied yet, how many copies there are up to its end.
     added: KVec<usize>,
@@ -110,8 +113,7 @@ impl TxBatch {
     ) -> Result<(), Refused> {
         let &Source { len, header, .. } = packet;
         if header != self.header {
-            // All that are copied together have the same.
-            if header > hdr::MAX_BYTES || !self.added.is_empty() {
+            if header > hdr::MAX_BYTES || self.filled + self.added.len() != 0 {
                 return Err(Refused::Length);
             }
             self.header = header;
@@ -142,7 +144,8 @@ impl TxBatch {
             return Err(Refused::Memory);
         }
         let fragment = Fragment(start);
-        // SAFETY: `pad` exceeds the header, and `pad + frame` is within the fragment.
+        // SAFETY: `pad` exceeds the header by `MAX_BYTES` and more, and `pad + frame` is within the
+        // fragment.
         let (from, data, end) = unsafe {
             (
                 start.add(pad - header),
@@ -191,8 +194,12 @@ impl TxBatch {
                 copied = self.carry_out(user, copies);
                 Err(Refused::Fault)
             } else {
-                // SAFETY: All of the packet was copied to the fragment, which is ours.
-                unsafe { finish(buf, self.header, &mut fix) }
+                // SAFETY: The fragment is ours, and all of the packet was copied to it.
+                let header = unsafe { header_of(buf, self.header) }.first_chunk_mut();
+                match header.is_none_or(|base| fix(base, self.header + frame_of(buf))) {
+                    true => Ok(()),
+                    false => Err(Refused::Header),
+                }
             };
             // The places of packets that were left out are taken by those behind them.
             if self.filled < first + i {
@@ -220,13 +227,40 @@ impl TxBatch {
         first + unsafe { user.get_all(copies) }
     }
 
-    /// The filled buffers that were not given away yet, for the device. Frees what was added since.
+    /// The filled buffers that were not given away yet, their number, and the length of the header
+    /// in front of each frame. Frees what was added since.
     #[inline]
-    pub(super) fn front(&mut self) -> Option<(*mut bindings::xdp_buff, u16)> {
+    pub(super) fn front(&mut self) -> Option<(*mut bindings::xdp_buff, u16, u32)> {
         self.drop_added();
         let bufs = self.bufs.get_mut(self.gone..self.filled)?;
-        // CAST: at most `BATCH`.
-        (!bufs.is_empty()).then_some((bufs.as_mut_ptr(), bufs.len() as u16))
+        // CAST: at most `BATCH`, and at most `MAX_BYTES`.
+        (!bufs.is_empty()).then_some((bufs.as_mut_ptr(), bufs.len() as u16, self.header as u32))
+    }
+
+    /// Copies the headers of the first `n` of those to where a socket looks for them, the very start of
+    /// each fragment, with zeroes up to the longest one it knows.
+    #[cold]
+    pub(super) fn lead(&mut self, n: u16) {
+        for buf in self
+            .bufs
+            .iter()
+            .take(self.filled)
+            .skip(self.gone)
+            .take(n.into())
+        {
+            let mut head = [0; hdr::MAX_BYTES];
+            // SAFETY: By the type's invariant the fragment is ours, and has its header there.
+            let header = unsafe { header_of(buf, self.header) };
+            if let Some(to) = head.get_mut(..header.len()) {
+                to.copy_from_slice(header);
+            }
+            // SAFETY: By the type's invariant there are so many bytes in front of the header.
+            unsafe {
+                buf.data_hard_start
+                    .cast::<[u8; hdr::MAX_BYTES]>()
+                    .write(head)
+            };
+        }
     }
 
     /// Whether the flow of the first of those was noted within about the last second before `now`,
@@ -235,10 +269,7 @@ impl TxBatch {
         let (mut known, mut count) = (false, 0);
         for buf in self.bufs.get(self.gone..self.filled).unwrap_or(&[]) {
             // SAFETY: By the type's invariant the fragment is ours, and has a frame between these.
-            let frame = unsafe {
-                let len = buf.data_end.addr().saturating_sub(buf.data.addr());
-                slice::from_raw_parts(buf.data.cast::<u8>(), len)
-            };
+            let frame = unsafe { slice::from_raw_parts(buf.data.cast::<u8>(), frame_of(buf)) };
             let this = self.recent.knows(frame, now);
             if count > 0 && this != known {
                 break;
@@ -289,45 +320,21 @@ impl TxBatch {
     }
 }
 
-/// Puts the header, of `header` bytes, to the very start of the fragment, where the device looks for
-/// it, and reads the longest one it knows.
+/// Bytes of a buffer's frame.
+#[inline]
+fn frame_of(buf: &bindings::xdp_buff) -> usize {
+    buf.data_end.addr().saturating_sub(buf.data.addr())
+}
+
+/// The header in front of a buffer's frame.
 ///
 /// # Safety
 ///
-/// The fragment must be as [`TxBatch::add`] made it for such a header, with the packet in it.
+/// There must be `header` initialised bytes in front of the frame, which nobody else uses for `'a`.
 #[inline]
-unsafe fn finish(
-    buf: &bindings::xdp_buff,
-    header: usize,
-    fix: &mut impl FnMut(&mut [u8; hdr::BASE_BYTES], usize) -> bool,
-) -> Result<(), Refused> {
-    let from = buf.data.cast::<u8>().wrapping_sub(header);
-    let len = buf.data_end.addr().saturating_sub(from.addr());
-    // SAFETY: By the function's contract the header is in front of the frame.
-    let header = unsafe { slice::from_raw_parts(from, header) };
-    let mut head = [0; hdr::MAX_BYTES];
-    if let Some(known) = header.first_chunk::<12>().filter(|_| header.len() == 12) {
-        // The common length, known to the compiler.
-        if let Some(to) = head.first_chunk_mut() {
-            *to = *known;
-        }
-    } else if let Some(to) = head.get_mut(..header.len()) {
-        to.copy_from_slice(header);
-    }
-    if header.len() >= hdr::BASE_BYTES {
-        if let Some(base) = head.first_chunk_mut() {
-            if !fix(base, len) {
-                return Err(Refused::Header);
-            }
-        }
-    }
-    // SAFETY: The fragment starts with a cache line of padding, which is longer.
-    unsafe {
-        buf.data_hard_start
-            .cast::<[u8; hdr::MAX_BYTES]>()
-            .write(head)
-    };
-    Ok(())
+unsafe fn header_of<'a>(buf: &bindings::xdp_buff, header: usize) -> &'a mut [u8] {
+    // SAFETY: By the function's contract.
+    unsafe { slice::from_raw_parts_mut(buf.data.cast::<u8>().sub(header), header) }
 }
 
 /// What tests look at.
@@ -338,8 +345,10 @@ impl TxBatch {
         self.filled
     }
 
-    /// The start of a buffer, where the device looks for the header.
-    pub(crate) fn start(&self, i: usize) -> Option<[u8; hdr::MAX_BYTES]> {
+    /// The start of a buffer, where a socket looks for the header.
+    pub(crate) fn start(&mut self, i: usize) -> Option<[u8; hdr::MAX_BYTES]> {
+        // CAST: at most `BATCH`.
+        self.lead(self.filled as u16);
         let buf = self.bufs.get(..self.filled)?.get(i)?;
         // SAFETY: By the type's invariant the fragment is ours, and starts with a header.
         Some(unsafe { buf.data_hard_start.cast::<[u8; hdr::MAX_BYTES]>().read() })
@@ -397,6 +406,15 @@ impl Source<'_> {
     /// nothing was added.
     #[inline]
     fn plan(&self, copies: &mut KVec<bindings::rvh_copy>, mut to: *mut u8) -> bool {
+        if let (&[seg], 0) = (self.segs, self.skip) {
+            // Most packets.
+            let copy = bindings::rvh_copy {
+                user: seg.at.0,
+                kernel: to.cast(),
+                len: self.len as u64,
+            };
+            return seg.len >= copy.len && copies.push_within_capacity(copy).is_ok();
+        }
         let before = copies.len();
         let planned = self.pieces(|user, n| {
             let copy = bindings::rvh_copy {
@@ -458,5 +476,5 @@ impl Source<'_> {
     }
 }
 
-// The header is copied to the very start, which must not reach into the packet.
+// A header at the very start must not reach into the one in front of the frame.
 const _: () = assert!(bindings::RVH_SKB_PAD >= hdr::MAX_BYTES);

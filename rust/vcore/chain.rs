@@ -114,6 +114,13 @@ where
         self.chains.get(self.head..self.tail)?.get(i)
     }
 
+    /// The chains from the `i`th on.
+    #[inline]
+    pub fn iter_from(&self, i: usize) -> impl Iterator<Item = &Chain> {
+        let held = self.chains.get(self.head..self.tail);
+        held.and_then(|held| held.get(i..)).unwrap_or(&[]).iter()
+    }
+
     /// The segments of the `i`th chain; of a refused chain, none.
     #[inline]
     pub fn segments(&self, i: usize) -> &[Seg] {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 #include "ifname.c"
 #include "log.c"
+#include "xmit.c"
 #include "macvtap.c"
 #include "misc.c"
 #include "netdev.c"

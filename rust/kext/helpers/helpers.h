@@ -122,10 +122,11 @@ bool rvh_dev_registered(struct net_device *dev);
 struct net_device *rvh_tap_find(struct socket *sock, struct sock *const **slot);
 bool rvh_tap_has_queues(struct net_device *dev);
 bool rvh_tap_receive(struct net_device *dev, struct socket *sock, struct sock *const *slot,
-		     struct xdp_buff *bufs, unsigned int count);
+		     struct xdp_buff *bufs, unsigned int count, unsigned int header);
 
 /* macvtap.c: MacVTaps and IPVTaps */
-bool rvh_vtap_send(struct socket *sock, struct xdp_buff *bufs, unsigned int count);
+bool rvh_vtap_send(struct socket *sock, struct xdp_buff *bufs, unsigned int count,
+		   unsigned int header);
 
 /* port.c: network devices whose packets go to rings, and that transmit ours */
 
@@ -155,7 +156,8 @@ u64 rvh_offload_features(u32 offloads);
 rx_handler_result_t rvh_arrival_claim(struct sk_buff **pskb, struct rvh_arrival *arrival);
 void rvh_arrival_drop(struct sk_buff *skb);
 unsigned int rvh_arrival_deliver(struct ptr_ring *ring, struct sk_buff *skb, u64 features, u64 hash);
-unsigned int rvh_dev_transmit(struct net_device *dev, struct xdp_buff *bufs, unsigned int count);
+unsigned int rvh_dev_transmit(struct net_device *dev, struct xdp_buff *bufs, unsigned int count,
+			      unsigned int header);
 struct sk_buff *rvh_skb_from_user(const struct iovec *iov, unsigned long nr, size_t skip,
 				  size_t len, size_t header, void *base);
 struct sk_buff *rvh_skb_from_iter(struct iov_iter *iter, size_t len, size_t linear);

@@ -88,11 +88,12 @@ static bool rvh_tap_is_plain(struct net_device *dev, struct sock *sk, struct soc
 }
 
 /*
- * Has @dev receive packets laid out as for its socket, all at once. Returns false, with nothing
- * done, if they must go through the socket. The caller is within an RCU read-side section.
+ * Has @dev receive packets all at once. Their headers of @header bytes, or none, stand before them.
+ * Returns false, with nothing done, if they must go through the socket. The caller is within an
+ * RCU read-side section.
  */
 bool rvh_tap_receive(struct net_device *dev, struct socket *sock, struct sock *const *slot,
-		     struct xdp_buff *bufs, unsigned int count)
+		     struct xdp_buff *bufs, unsigned int count, unsigned int header)
 {
 	/* The queues are what a TAP's private data starts with. */
 	unsigned int queue = slot - (struct sock *const *)netdev_priv(dev);
@@ -107,15 +108,15 @@ bool rvh_tap_receive(struct net_device *dev, struct socket *sock, struct sock *c
 	got = napi_skb_cache_get_bulk(skbs, count);
 	for (i = 0; i < got; i++) {
 		const struct xdp_buff *buf = &bufs[i];
-		const struct virtio_net_hdr *hdr = buf->data_hard_start;
+		const struct virtio_net_hdr *hdr = buf->data - header;
 		struct sk_buff *skb = skbs[i];
 		unsigned int len = buf->data_end - buf->data;
 
 		build_skb_around(skb, buf->data_hard_start, buf->frame_sz);
 		skb_reserve(skb, buf->data - buf->data_hard_start);
 		__skb_put(skb, len);
-		if (hdr->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM ||
-		    hdr->gso_type != VIRTIO_NET_HDR_GSO_NONE) {
+		if (header && (hdr->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM ||
+			       hdr->gso_type != VIRTIO_NET_HDR_GSO_NONE)) {
 			skb->dev = dev;
 			skb_set_network_header(skb, ETH_HLEN);
 			if (virtio_net_hdr_to_skb(skb, hdr, true)) {

@@ -222,59 +222,25 @@ drop:
 	return 1;
 }
 
-/* Transmits a frame that is all there is in @skb. */
-static bool rvh_transmit(struct sk_buff *skb, const struct virtio_net_hdr *hdr,
-			 struct net_device *dev)
+/* The longest frame of @dev: devices rely on their MTU, and guests need not keep to it. */
+static unsigned int rvh_dev_max(const struct net_device *dev)
 {
-	unsigned int max = READ_ONCE(dev->mtu) + ETH_HLEN + VLAN_HLEN;
-	int depth;
-
-	skb->dev = dev;
-	skb_reset_mac_header(skb);
-	skb_set_network_header(skb, ETH_HLEN);
-	skb->protocol = eth_hdr(skb)->h_proto;
-	if ((hdr->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM ||
-	     hdr->gso_type != VIRTIO_NET_HDR_GSO_NONE) &&
-	    virtio_net_hdr_to_skb(skb, hdr, true))
-		goto drop;
-	/* Devices rely on their MTU, and guests need not keep to it. */
-	if (skb_is_gso(skb) ? !skb_gso_validate_mac_len(skb, max) : skb->len > max)
-		goto drop;
-	if (eth_type_vlan(skb->protocol) &&
-	    vlan_get_protocol_and_depth(skb, skb->protocol, &depth))
-		skb_set_network_header(skb, depth);
-	skb_probe_transport_header(skb);
-	dev_queue_xmit(skb);
-	return true;
-drop:
-	dev_core_stats_tx_dropped_inc(dev);
-	kfree_skb(skb);
-	return false;
+	return READ_ONCE(dev->mtu) + ETH_HLEN + VLAN_HLEN;
 }
 
 /*
- * Transmits packets laid out as for a TAP, and takes them over. Returns how many were refused. The
- * caller is within an RCU read-side section.
+ * Transmits packets whose headers of @header bytes stand before them, and takes them over. Returns
+ * how many were refused. The caller is within an RCU read-side section.
  */
-unsigned int rvh_dev_transmit(struct net_device *dev, struct xdp_buff *bufs, unsigned int count)
+unsigned int rvh_dev_transmit(struct net_device *dev, struct xdp_buff *bufs, unsigned int count,
+			      unsigned int header)
 {
-	unsigned int i, refused = 0;
+	unsigned int i, refused;
 
 	local_bh_disable();
-	for (i = 0; i < count; i++) {
-		struct xdp_buff *buf = &bufs[i];
-		struct sk_buff *skb = napi_build_skb(buf->data_hard_start, buf->frame_sz);
-
-		if (unlikely(!skb)) {
-			page_frag_free(buf->data_hard_start);
-			dev_core_stats_tx_dropped_inc(dev);
-			refused++;
-			continue;
-		}
-		skb_reserve(skb, buf->data - buf->data_hard_start);
-		__skb_put(skb, buf->data_end - buf->data);
-		refused += !rvh_transmit(skb, buf->data_hard_start, dev);
-	}
+	refused = rvh_send_all(dev, bufs, count, header, rvh_dev_max(dev));
+	for (i = 0; i < refused; i++)
+		dev_core_stats_tx_dropped_inc(dev);
 	local_bh_enable();
 	return refused;
 }
@@ -321,13 +287,22 @@ struct sk_buff *rvh_skb_from_user(const struct iovec *iov, unsigned long nr, siz
 	return rvh_skb_from_iter(&iter, len - header, __virtio16_to_cpu(true, hdr->hdr_len));
 }
 
-/* Transmits and takes over @skb, whose header is @base. The caller is within an RCU read-side section. */
+/*
+ * Transmits and takes over @skb, whose header is @base. Returns false if it was refused. The caller
+ * is within an RCU read-side section.
+ */
 bool rvh_skb_transmit(struct sk_buff *skb, const void *base, struct net_device *dev)
 {
 	bool sent;
 
 	local_bh_disable();
-	sent = rvh_transmit(skb, base, dev);
+	sent = rvh_frame(skb, base, dev) && rvh_fits(skb, rvh_dev_max(dev));
+	if (sent) {
+		dev_queue_xmit(skb);
+	} else {
+		dev_core_stats_tx_dropped_inc(dev);
+		kfree_skb(skb);
+	}
 	local_bh_enable();
 	return sent;
 }
