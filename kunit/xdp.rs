@@ -44,22 +44,24 @@ mod tests {
             segs: &segs,
             skip: 0,
             len: len as usize,
-            header,
         };
-        while batch.add(&mut user, &packet, headroom) == Err(Refused::Length) {
+        batch.begin(header, headroom);
+        while batch.add(&mut user, &packet) == Err(Refused::Length) {
             packet.len = packet.len.checked_sub(1).ok_or(EINVAL)?;
         }
         Ok(packet.len)
     }
 
-    /// A packet of `len` bytes, 10 of them its header.
+    /// A packet of `len` bytes.
     fn packet<'a>(segs: &'a [Seg], len: usize) -> Source<'a> {
-        Source {
-            segs,
-            skip: 0,
-            len,
-            header: 10,
-        }
+        Source { segs, skip: 0, len }
+    }
+
+    /// A batch of packets with such headers.
+    fn batch_of(header: usize) -> Result<TxBatch> {
+        let mut batch = TxBatch::new()?;
+        batch.begin(header, false);
+        Ok(batch)
     }
 
     /// Adds a packet and fills the batch.
@@ -69,31 +71,24 @@ mod tests {
         packet: &Source<'_>,
         mut fix: impl FnMut(&mut [u8; hdr::BASE_BYTES]) -> bool,
     ) -> Result<(), Refused> {
-        batch.add(user, packet, false)?;
+        batch.add(user, packet)?;
         let mut outcome = Ok(());
         batch.fill(user, |base, _| fix(base), |e| outcome = Err(e));
         outcome
     }
 
-    /// Adds the `len` bytes at `at`, `header` of them their header.
+    /// Adds the `len` bytes at `at`.
     fn add(
         batch: &mut TxBatch,
         user: &mut UserMem<'_>,
         at: Hva,
         len: usize,
-        header: usize,
     ) -> Result<(), Refused> {
         let segs = [Seg {
             at,
             len: len as u64,
         }];
-        let packet = Source {
-            segs: &segs,
-            skip: 0,
-            len,
-            header,
-        };
-        add_packet(batch, user, &packet, |_| true)
+        add_packet(batch, user, &packet(&segs, len), |_| true)
     }
 
     #[test]
@@ -112,9 +107,9 @@ mod tests {
         let (tap, queue) = Tap::with_queue()?;
         let len = longest(10, false)?;
         assert_eq!(user.write(at.at(len as u64 - 4), &[1, 2, 3, 4]), Ok(()));
-        let mut batch = TxBatch::new()?;
-        assert_eq!(add(&mut batch, &mut user, at, len, 10), Ok(()));
-        let longer = add(&mut batch, &mut user, at, len + 1, 10);
+        let mut batch = batch_of(10)?;
+        assert_eq!(add(&mut batch, &mut user, at, len), Ok(()));
+        let longer = add(&mut batch, &mut user, at, len + 1);
         assert_eq!(longer, Err(Refused::Length));
         assert_eq!(queue.send_batch(&mut batch, false), Ok(()));
         let mut bytes = [0; 4096];
@@ -149,9 +144,8 @@ mod tests {
             segs: &all,
             skip: 5,
             len: 80,
-            header: 10,
         };
-        let mut batch = TxBatch::new()?;
+        let mut batch = batch_of(10)?;
         let mut told = 0;
         let added = add_packet(&mut batch, &mut user, &packet, |base| {
             told = base.len();
@@ -179,7 +173,7 @@ mod tests {
         assert_eq!(user.write(at, &[0; 10]), Ok(()));
         let segs = [Seg { at, len: 110 }];
         let packet = packet(&segs, 110);
-        let mut batch = TxBatch::new()?;
+        let mut batch = batch_of(10)?;
         let added = add_packet(&mut batch, &mut user, &packet, |base| {
             // A checksum at offset 16 of what begins at 34.
             *base = [1, 0, 52, 0, 0, 0, 34, 0, 16, 0];
@@ -203,12 +197,12 @@ mod tests {
     fn header_is_zeroed_up_to_the_longest_the_device_reads() -> Result {
         let (mm, at) = map(1)?;
         let mut user = mm.as_current().ok_or(EINVAL)?;
-        let mut batch = TxBatch::new()?;
+        let mut batch = batch_of(12)?;
         assert_eq!(user.write(at, &[0xee; 2048]), Ok(()));
         // Twice, so that the buffers are of memory that was used before.
         for round in 0..2 {
             for i in 0..BATCH {
-                assert_eq!(add(&mut batch, &mut user, at, 1500, 12), Ok(()));
+                assert_eq!(add(&mut batch, &mut user, at, 1500), Ok(()));
                 let start = batch.start(i).ok_or(ENOENT)?;
                 assert_eq!(start[..12], [0xee; 12]);
                 assert_eq!(start[12..], [0; 12]);
@@ -219,8 +213,8 @@ mod tests {
         }
         assert!(batch.start(0).is_none());
         for header in [0, 10, 24] {
-            batch.clear();
-            assert_eq!(add(&mut batch, &mut user, at, 100, header), Ok(()));
+            batch.begin(header, false);
+            assert_eq!(add(&mut batch, &mut user, at, 100), Ok(()));
             let start = batch.start(batch.len() - 1).ok_or(ENOENT)?;
             assert_eq!(start[..header], [0xee; 24][..header]);
             assert_eq!(start[header..], [0; 24][header..]);
@@ -233,13 +227,14 @@ mod tests {
         let (mm, at) = map(1)?;
         let mut user = mm.as_current().ok_or(EINVAL)?;
         let (tap, queue) = Tap::with_queue()?;
-        let mut batch = TxBatch::new()?;
+        let mut batch = batch_of(10)?;
         for header in [12, 24] {
             tap.set(TUNSETVNETHDRSZ, header)?;
             let header = header as usize;
+            batch.begin(header, false);
             assert_eq!(user.write(at, &[0; 24]), Ok(()));
             assert_eq!(user.write(at.at(header as u64), &[5; 60]), Ok(()));
-            assert_eq!(add(&mut batch, &mut user, at, header + 60, header), Ok(()));
+            assert_eq!(add(&mut batch, &mut user, at, header + 60), Ok(()));
             assert_eq!(queue.send_batch(&mut batch, false), Ok(()));
             let mut bytes = [0; 60];
             let seen = tap.next(&mut bytes).ok_or(ENOENT)?;
@@ -254,13 +249,13 @@ mod tests {
         let (mm, at) = map(1)?;
         let mut user = mm.as_current().ok_or(EINVAL)?;
         let (tap, queue) = Tap::with_queue()?;
-        let mut batch = TxBatch::new()?;
+        let mut batch = batch_of(10)?;
         for round in 0..3u8 {
             for i in 0..BATCH as u8 {
                 assert_eq!(user.write(at.at(10), &[i + round; 60]), Ok(()));
-                assert_eq!(add(&mut batch, &mut user, at, 70, 10), Ok(()));
+                assert_eq!(add(&mut batch, &mut user, at, 70), Ok(()));
             }
-            let more = add(&mut batch, &mut user, at, 70, 10);
+            let more = add(&mut batch, &mut user, at, 70);
             assert_eq!(more, Err(Refused::Length));
             assert_eq!(queue.send_batch(&mut batch, false), Ok(()));
             assert_eq!(tap.waiting(), BATCH);
@@ -293,7 +288,7 @@ mod tests {
         let pieces = [Seg { at, len: 1 }; 200];
         let mut bytes = [0; 1000];
         for bad in 0..64u64 {
-            let mut batch = TxBatch::new()?;
+            let mut batch = batch_of(10)?;
             for bit in 0..6 {
                 let (segs, len): (&[Seg], _) = match (bad >> bit & 1, bit) {
                     (1, 0 | 3 | 5) => (&gone, 70),
@@ -303,7 +298,7 @@ mod tests {
                     (_, _) => (&good, 70),
                 };
                 let packet = packet(segs, len);
-                assert_eq!(batch.add(&mut user, &packet, false), Ok(()));
+                assert_eq!(batch.add(&mut user, &packet), Ok(()));
             }
             let (mut fixed, mut faults) = (0, 0);
             batch.fill(
@@ -335,13 +330,13 @@ mod tests {
         let segs = [Seg { at, len: 1500 }];
         let packet = packet(&segs, 1500);
         for _ in 0..200 {
-            let mut batch = TxBatch::new()?;
+            let mut batch = batch_of(10)?;
             for _ in 0..BATCH {
-                assert_eq!(batch.add(&mut user, &packet, false), Ok(()));
+                assert_eq!(batch.add(&mut user, &packet), Ok(()));
             }
-            assert_eq!(batch.add(&mut user, &packet, false), Err(Refused::Length));
+            assert_eq!(batch.add(&mut user, &packet), Err(Refused::Length));
             assert_eq!(queue.send_batch(&mut batch, false), Ok(()));
-            assert_eq!(batch.add(&mut user, &packet, false), Ok(()));
+            assert_eq!(batch.add(&mut user, &packet), Ok(()));
         }
         assert!(before < free_pages() + 1024);
         Ok(())
@@ -351,8 +346,8 @@ mod tests {
     fn refused_packets_leave_nothing_behind() -> Result {
         let (mm, at) = map(1)?;
         let mut user = mm.as_current().ok_or(EINVAL)?;
-        let mut batch = TxBatch::new()?;
-        assert_eq!(add(&mut batch, &mut user, at, 1500, 10), Ok(()));
+        let mut batch = batch_of(10)?;
+        assert_eq!(add(&mut batch, &mut user, at, 1500), Ok(()));
         let before = free_pages();
         let segs = [Seg { at, len: 1500 }];
         let packet = packet(&segs, 1500);
@@ -361,16 +356,14 @@ mod tests {
             ..packet
         };
         for _ in 0..2000 {
-            let fault = add(&mut batch, &mut user, at.at(PAGE - 1499), 1500, 10);
+            let fault = add(&mut batch, &mut user, at.at(PAGE - 1499), 1500);
             assert_eq!(fault, Err(Refused::Fault));
             let bad = add_packet(&mut batch, &mut user, &packet, |_| false);
             assert_eq!(bad, Err(Refused::Header));
             let short = add_packet(&mut batch, &mut user, &short, |_| true);
             assert_eq!(short, Err(Refused::Fault));
         }
-        let wrong = add(&mut batch, &mut user, at, 9, 10);
-        assert_eq!(wrong, Err(Refused::Length));
-        let wrong = add(&mut batch, &mut user, at, 70, 25);
+        let wrong = add(&mut batch, &mut user, at, 9);
         assert_eq!(wrong, Err(Refused::Length));
         assert_eq!(batch.len(), 1);
         batch.clear();
@@ -385,9 +378,9 @@ mod tests {
         let mut user = mm.as_current().ok_or(EINVAL)?;
         let before = free_pages();
         for _ in 0..100 {
-            let mut batch = TxBatch::new()?;
+            let mut batch = batch_of(10)?;
             for _ in 0..BATCH {
-                assert_eq!(add(&mut batch, &mut user, at, 1500, 10), Ok(()));
+                assert_eq!(add(&mut batch, &mut user, at, 1500), Ok(()));
             }
         }
         // 6,400 packets, again.
@@ -402,8 +395,8 @@ mod tests {
         let null = crate::support::Fd::open(c"/dev/net/tun", crate::support::O_RDWR)?;
         // A TAP's file that has no TAP.
         let queue = TapQueue::of(null.file()?)?;
-        let mut batch = TxBatch::new()?;
-        assert_eq!(add(&mut batch, &mut user, at, 70, 10), Ok(()));
+        let mut batch = batch_of(10)?;
+        assert_eq!(add(&mut batch, &mut user, at, 70), Ok(()));
         assert_eq!(
             queue.send_batch(&mut batch, false).err(),
             Some(errno::ebadfd())

@@ -118,12 +118,13 @@ impl Tx {
             Ok(n) => n,
             Err(e) => return Next::Stall(e),
         };
-        let headroom = endpoint.wants_headroom();
         let batched = endpoint.takes_batches();
+        self.batch
+            .begin(ring.header.sock, endpoint.wants_headroom());
         let (mut done, mut used, mut bytes) = (0, 0, 0);
         loop {
             if batched {
-                let added = self.add_run(ring, user, done, used, headroom, &mut bytes);
+                let added = self.add_run(ring, user, done, used, &mut bytes);
                 done += added;
                 used += added;
             }
@@ -131,7 +132,7 @@ impl Tx {
             let Some(&chain) = self.chains.get(done) else {
                 break;
             };
-            match self.send(ring, user, endpoint, done, &chain, headroom, batched) {
+            match self.send(ring, user, endpoint, done, &chain, batched) {
                 Sent::Done => {
                     if let Some(slot) = self.used.get_mut(used) {
                         *slot = used_elem(chain.head, 0);
@@ -205,7 +206,6 @@ impl Tx {
         user: &mut UserMem<'_>,
         from: usize,
         used: usize,
-        headroom: bool,
         bytes: &mut u64,
     ) -> usize {
         let (skip, header) = (ring.header.vhost, ring.header.sock);
@@ -218,11 +218,10 @@ impl Tx {
                 segs: self.chains.segments_in(chain),
                 skip,
                 len,
-                header,
             };
             if chain.refused.is_some()
                 || len < header + MIN_FRAME
-                || self.batch.add(user, &packet, headroom).is_err()
+                || self.batch.add(user, &packet).is_err()
             {
                 break;
             }
@@ -233,7 +232,7 @@ impl Tx {
         added
     }
 
-    #[allow(clippy::too_many_arguments)] // One packet's circumstances, of which each is different.
+    /// Sends one packet, or has it wait in the batch.
     fn send(
         &mut self,
         ring: &Ring,
@@ -241,7 +240,6 @@ impl Tx {
         endpoint: &Endpoint,
         i: usize,
         chain: &Chain,
-        headroom: bool,
         batched: bool,
     ) -> Sent {
         if let Some(e) = chain.refused {
@@ -266,9 +264,8 @@ impl Tx {
             segs: self.chains.segments_in(chain),
             skip,
             len,
-            header,
         };
-        match self.batch.add(user, &packet, headroom) {
+        match self.batch.add(user, &packet) {
             Ok(()) => {}
             Err(Refused::Length) => return self.send_single(ring, user, endpoint, i, skip, len),
             Err(e) => tell(ring, e),

@@ -42,11 +42,13 @@ const PIECES: usize = 2 * BATCH;
 ///
 /// # Invariants
 ///
-/// - Of `bufs`, those from the `gone`th on, up to the first `filled + added`, describe fragments
+/// - Of `bufs`, those from the `gone`th on, up to the first `filled + added.len()`, describe fragments
 ///   that this value owns. `gone` is zero but while a batch is being sent.
 /// - Each has its header of `header` bytes in front of its frame, and at least
 ///   [`hdr::MAX_BYTES`] more at its start.
 /// - `copies` writes to fragments that were added, within their bounds.
+/// - `pad` exceeds `header` by [`hdr::MAX_BYTES`] at least. A packet of `longest` bytes behind it, with
+///   what the stack appends, takes a page at most.
 pub(crate) struct TxBatch {
     bufs: KVec<bindings::xdp_buff>,
     /// Packets that are complete.
@@ -57,6 +59,10 @@ pub(crate) struct TxBatch {
     recent: KBox<Recent>,
     /// Bytes of the header of each packet.
     header: usize,
+    /// Bytes in front of each frame: room for the stack, for an XDP program, and the header.
+    pad: usize,
+    /// The longest packet, its header included.
+    longest: usize,
     /// For each packet that is to be copied yet, how many copies there are up to its end.
     added: KVec<usize>,
     copies: KVec<bindings::rvh_copy>,
@@ -85,50 +91,52 @@ impl TxBatch {
             gone: 0,
             recent: KBox::new(Recent::default(), GFP_KERNEL)?,
             header: 0,
+            pad: 0,
+            longest: 0,
             added: KVec::with_capacity(BATCH, GFP_KERNEL)?,
             copies: KVec::with_capacity(PIECES, GFP_KERNEL)?,
             pages: pin_init::zeroed(),
         })
     }
 
-    /// Bytes in front of the frame: room for the stack, for an XDP program, and the header.
+    /// Frees what is in it, and takes packets with a header of so many bytes from now on, with room
+    /// for an XDP program in front or not.
     #[inline]
-    fn pad(header: usize, headroom: bool) -> usize {
-        let xdp = if headroom {
-            bindings::RVH_XDP_HEADROOM
-        } else {
-            0
+    pub(crate) fn begin(&mut self, header: usize, headroom: bool) {
+        self.clear();
+        let xdp = match headroom {
+            true => bindings::RVH_XDP_HEADROOM,
+            false => 0,
         };
-        cache_aligned(bindings::RVH_SKB_PAD + xdp + header)
+        let known = header.min(hdr::MAX_BYTES);
+        let pad = cache_aligned(bindings::RVH_SKB_PAD + xdp + known);
+        // The limit is that of C vhost-net, which takes the header for a part of the frame. Nothing
+        // fits behind a header that no device knows.
+        let longest = match header == known {
+            true => bindings::RVH_PAGE_SIZE.saturating_sub(bindings::RVH_SHARED_INFO + pad),
+            false => 0,
+        };
+        // INVARIANT: Whole cache lines up to a page's end, as all others are.
+        (self.header, self.pad, self.longest) = (known, pad, longest);
     }
 
     /// Adds a packet, to be copied when the batch is filled; [`Refused::Length`] if it is too long
-    /// for a batch, or the batch is full, or those before it have another header.
-    #[inline]
+    /// for a batch, or the batch is full.
+    #[inline(always)]
     pub(crate) fn add(
         &mut self,
         user: &mut UserMem<'_>,
         packet: &Source<'_>,
-        headroom: bool,
     ) -> Result<(), Refused> {
-        let &Source { len, header, .. } = packet;
-        if header != self.header {
-            if header > hdr::MAX_BYTES || self.filled + self.added.len() != 0 {
-                return Err(Refused::Length);
-            }
-            self.header = header;
-        }
-        let frame = len.checked_sub(header).ok_or(Refused::Length)?;
-        let at = self.filled + self.added.len();
+        let frame = packet.len.checked_sub(self.header).ok_or(Refused::Length)?;
+        let at = self.filled.wrapping_add(self.added.len());
         let slot = self.bufs.get_mut(at).ok_or(Refused::Length)?;
-        let pad = Self::pad(header, headroom);
-        // The limit is that of C vhost-net, which takes the header for a part of the frame.
-        if len > bindings::RVH_PAGE_SIZE
-            || cache_aligned(pad + len) + bindings::RVH_SHARED_INFO > bindings::RVH_PAGE_SIZE
-        {
+        if packet.len > self.longest {
             return Err(Refused::Length);
         }
-        let size = cache_aligned(pad + frame) + bindings::RVH_SHARED_INFO;
+        // A page at most, by the type's invariant.
+        let size =
+            cache_aligned(self.pad.wrapping_add(frame)).wrapping_add(bindings::RVH_SHARED_INFO);
         // SAFETY: The cache is ours; the size is a page at most.
         // CAST: a page's size fits 32 bits; the mask is that of a power of two.
         let start = unsafe {
@@ -144,14 +152,10 @@ impl TxBatch {
             return Err(Refused::Memory);
         }
         let fragment = Fragment(start);
-        // SAFETY: `pad` exceeds the header by `MAX_BYTES` and more, and `pad + frame` is within the
-        // fragment.
+        // SAFETY: `pad` exceeds the header, and `pad + frame` is within the fragment.
         let (from, data, end) = unsafe {
-            (
-                start.add(pad - header),
-                start.add(pad),
-                start.add(pad + frame),
-            )
+            let data = start.add(self.pad);
+            (data.sub(self.header), data, data.add(frame))
         };
         // INVARIANT: The copies go to `len` bytes from `from` on, which are within the fragment.
         if !packet.plan(&mut self.copies, from) {
@@ -392,13 +396,11 @@ impl Drop for Fragment {
     }
 }
 
-/// A packet in user memory: `len` bytes behind the first `skip` of `segs`, the first `header` of
-/// them its header.
+/// A packet in user memory: `len` bytes behind the first `skip` of `segs`, its header first.
 pub(crate) struct Source<'a> {
     pub(crate) segs: &'a [Seg],
     pub(crate) skip: usize,
     pub(crate) len: usize,
-    pub(crate) header: usize,
 }
 
 impl Source<'_> {
