@@ -316,9 +316,10 @@ How do packets get to a network card?
 
 64 B packets between a guest and a card. C vhost_net goes by a TAP in a bridge with the card, or by a
 MacVTap on it; rvhost by the same (the first row of three), by a MacVLAN on it, or by the card itself
-(*netdev*; ``backends.rst``). Instructions are counted as above, but from the sender on: for RX they have the sending in
-them, through a veth pair. To send to, the card is one that drops what it gets (dummy). RX per second, in
-User-Mode Linux, is how fast what waits is taken, as above: the way up to there is in the instructions only.
+(*netdev*; ``backends.rst``). Instructions are counted as above. For RX, packets come through a veth pair, one end of
+which is the card; what is taken off is the cost of sending the same to a card that drops it. To send to,
+the card is such a one (dummy). RX per second, in User-Mode Linux, is how fast what waits is taken, as
+above: the way up to there is in the instructions only.
 
 {chart("paths", "What does a packet cost between guest and network card?", "instructions per packet, whole path; fewer is better", [(f"{name}, C on {c}, rvhost on {rust}", "paths", f"{way} 64, {c} and {rust}", "whole") for way, name in WAYS for c in ("bridge", "macvtap") for rust in (c, "macvlan", "netdev")])}
 {table("paths")}

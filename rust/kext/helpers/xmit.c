@@ -18,18 +18,22 @@
  * the one below it, and their queueing disciplines may go.
  */
 
+/* What of a batch was sent, and what was not. */
+struct rvh_sent {
+	unsigned int packets, bytes, dropped;
+};
+
 /* Packets for one transmit queue of one device. */
 struct rvh_run {
-	struct net_device *dev;
+	struct net_device *upper;	/* the device that they are sent by */
+	struct net_device *dev;		/* the one they go to: that, one below it, or none */
+	struct Qdisc *passed;		/* the discipline of @upper, if the others go below it */
+	bool self;			/* packets to @upper itself do not */
 	struct netdev_queue *txq;
 	struct sk_buff *first;
 	struct sk_buff **end;
 	bool checked;		/* none of them needs work that the device leaves to others */
-};
-
-/* What of a batch was sent, and what was not. */
-struct rvh_sent {
-	unsigned int packets, bytes, dropped;
+	struct rvh_sent sent;
 };
 
 /* Whether nothing looks at what @dev sends, but its queueing discipline. */
@@ -46,30 +50,6 @@ static bool rvh_dev_is_plain(struct net_device *dev)
 		return false;
 #endif
 	return true;
-}
-
-/*
- * The device to which @dev passes packets on, if it is a MacVLAN or MacVTap that does nothing else
- * with them: NULL if it has to choose for each. One in bridge mode with nobody beside it has no
- * choice, but for packets to itself: @self.
- */
-static struct net_device *rvh_macvlan_lower(struct net_device *dev, bool *self)
-{
-	const struct macvlan_dev *vlan = netdev_priv(dev);
-	struct net_device *lower;
-
-	*self = false;
-	if (!dev->rtnl_link_ops || READ_ONCE(dev->real_num_tx_queues) != 1 ||
-	    rcu_dereference_bh(netdev_get_tx_queue(dev, 0)->qdisc)->enqueue ||
-	    (strcmp(dev->rtnl_link_ops->kind, "macvtap") &&
-	     strcmp(dev->rtnl_link_ops->kind, "macvlan")) ||
-	    vlan->accel_priv || netdev_get_sb_channel(dev))
-		return NULL;
-	lower = vlan->lowerdev;
-	*self = READ_ONCE(vlan->mode) == MACVLAN_MODE_BRIDGE;
-	if (*self && !list_is_singular(&lower->adj_list.upper))
-		return NULL;
-	return rvh_dev_is_plain(lower) ? lower : NULL;
 }
 
 /*
@@ -118,6 +98,29 @@ static void rvh_qdisc_leave(struct Qdisc *q, const struct rvh_sent *sent)
 		__netif_schedule(q);
 	spin_unlock(qdisc_lock(q));
 	kfree_skb_list(to_free);
+}
+
+/*
+ * The device to which @dev passes packets on, if it is a MacVLAN or MacVTap that does nothing else
+ * with them: NULL if it has to choose for each. One in bridge mode with nobody beside it has no
+ * choice, but for packets to itself: @self.
+ */
+static struct net_device *rvh_macvlan_lower(struct net_device *dev, bool *self)
+{
+	const struct macvlan_dev *vlan = netdev_priv(dev);
+	struct net_device *lower;
+
+	*self = false;
+	if (!dev->rtnl_link_ops || READ_ONCE(dev->real_num_tx_queues) != 1 ||
+	    (strcmp(dev->rtnl_link_ops->kind, "macvtap") &&
+	     strcmp(dev->rtnl_link_ops->kind, "macvlan")) ||
+	    vlan->accel_priv || netdev_get_sb_channel(dev))
+		return NULL;
+	lower = vlan->lowerdev;
+	*self = READ_ONCE(vlan->mode) == MACVLAN_MODE_BRIDGE;
+	if (*self && !list_is_singular(&lower->adj_list.upper))
+		return NULL;
+	return rvh_dev_is_plain(lower) ? lower : NULL;
 }
 
 /* Has the stack send a list of packets, one by one. */
@@ -174,7 +177,7 @@ static struct sk_buff *rvh_start_list(struct rvh_run *run, struct sk_buff *skb, 
 }
 
 /* Sends what was collected. */
-static void rvh_run_flush(struct rvh_run *run, struct rvh_sent *total)
+static void rvh_run_flush(struct rvh_run *run)
 {
 	struct sk_buff *skb = run->first, *next;
 	struct rvh_sent sent = { };
@@ -188,7 +191,7 @@ static void rvh_run_flush(struct rvh_run *run, struct rvh_sent *total)
 	run->end = &run->first;
 	q = rcu_dereference_bh(run->txq->qdisc);
 	if (!rvh_qdisc_enter(q)) {
-		rvh_queue_list(skb, total);
+		rvh_queue_list(skb, &run->sent);
 		return;
 	}
 	if (!run->checked)
@@ -208,9 +211,9 @@ static void rvh_run_flush(struct rvh_run *run, struct rvh_sent *total)
 			}
 		}
 	}
-	total->packets += sent.packets;
-	total->bytes += sent.bytes;
-	total->dropped += sent.dropped;
+	run->sent.packets += sent.packets;
+	run->sent.bytes += sent.bytes;
+	run->sent.dropped += sent.dropped;
 }
 
 /* The transmit queue that @dev has for @skb, as the stack would choose it. */
@@ -232,8 +235,7 @@ static struct netdev_queue *rvh_pick_txq(struct net_device *dev, struct sk_buff 
 	return netdev_get_tx_queue(dev, index);
 }
 
-static void rvh_run_add(struct rvh_run *run, struct sk_buff *skb, bool plain,
-			struct rvh_sent *sent)
+static void rvh_run_add(struct rvh_run *run, struct sk_buff *skb, bool plain)
 {
 	struct netdev_queue *txq;
 
@@ -242,7 +244,7 @@ static void rvh_run_add(struct rvh_run *run, struct sk_buff *skb, bool plain,
 	qdisc_skb_cb(skb)->pkt_segs = 1;
 	txq = rvh_pick_txq(run->dev, skb);
 	if (txq != run->txq) {
-		rvh_run_flush(run, sent);
+		rvh_run_flush(run);
 		run->txq = txq;
 	}
 	if (!run->first)
@@ -302,35 +304,66 @@ static bool rvh_fits(const struct sk_buff *skb, unsigned int max)
 	return skb_is_gso(skb) ? skb_gso_validate_mac_len(skb, max) : skb->len <= max;
 }
 
-/* Sends one packet of @dev, in order with @run. */
-static void rvh_send_one(struct sk_buff *skb, struct net_device *dev, bool self,
-			 struct rvh_run *run, struct rvh_sent *sent)
+/* Begins to send by @dev, past its queueing discipline if its packets go to the device below. */
+static void rvh_run_begin(struct rvh_run *run, struct net_device *dev)
+{
+	struct net_device *lower;
+	struct Qdisc *q;
+	bool self;
+
+	*run = (struct rvh_run) { .upper = dev, .end = &run->first };
+	if (!rvh_dev_is_plain(dev))
+		return;
+	run->dev = dev;
+	lower = rvh_macvlan_lower(dev, &self);
+	q = rcu_dereference_bh(netdev_get_tx_queue(dev, 0)->qdisc);
+	if (lower && rvh_qdisc_enter(q)) {
+		run->dev = lower;
+		run->passed = q;
+		run->self = self;
+	}
+}
+
+/* Sends what was collected, and counts it as sent by the upper device. */
+static void rvh_run_end(struct rvh_run *run)
+{
+	const struct macvlan_dev *vlan = netdev_priv(run->upper);
+	struct vlan_pcpu_stats *stats;
+
+	rvh_run_flush(run);
+	if (!run->passed)
+		return;
+	rvh_qdisc_leave(run->passed, &run->sent);
+	stats = this_cpu_ptr(vlan->pcpu_stats);
+	u64_stats_update_begin(&stats->syncp);
+	u64_stats_add(&stats->tx_packets, run->sent.packets);
+	u64_stats_add(&stats->tx_bytes, run->sent.bytes);
+	u64_stats_update_end(&stats->syncp);
+	this_cpu_add(vlan->pcpu_stats->tx_dropped, run->sent.dropped);
+}
+
+/* Sends one packet, in order with @run. */
+static void rvh_send_one(struct sk_buff *skb, struct rvh_run *run)
 {
 	bool summed = skb->ip_summed != CHECKSUM_PARTIAL, again;
+	struct net_device *dev = run->upper;
 
-	/* What large packets are counted and checked by, the stack keeps to itself. */
-	if (!run->dev || skb_is_gso(skb) ||
-	    (self && ether_addr_equal(eth_hdr(skb)->h_dest, dev->dev_addr))) {
-		rvh_run_flush(run, sent);
+	if (unlikely(!run->dev)) {
 		dev_queue_xmit(skb);
 		return;
 	}
-	if (!summed && run->dev != dev)
+	/* What large packets are counted and checked by, the stack keeps to itself. */
+	if (skb_is_gso(skb) ||
+	    (run->self && ether_addr_equal(eth_hdr(skb)->h_dest, dev->dev_addr))) {
+		rvh_run_end(run);
+		dev_queue_xmit(skb);
+		rvh_run_begin(run, dev);
+		return;
+	}
+	if (!summed && run->passed)
 		skb = validate_xmit_skb_list(skb, dev, &again);
 	if (likely(skb))
-		rvh_run_add(run, skb, summed, sent);
-}
-
-static void rvh_macvlan_count(struct net_device *dev, const struct rvh_sent *sent)
-{
-	const struct macvlan_dev *vlan = netdev_priv(dev);
-	struct vlan_pcpu_stats *stats = this_cpu_ptr(vlan->pcpu_stats);
-
-	u64_stats_update_begin(&stats->syncp);
-	u64_stats_add(&stats->tx_packets, sent->packets);
-	u64_stats_add(&stats->tx_bytes, sent->bytes);
-	u64_stats_update_end(&stats->syncp);
-	this_cpu_add(vlan->pcpu_stats->tx_dropped, sent->dropped);
+		rvh_run_add(run, skb, summed);
 }
 
 /*
@@ -340,15 +373,11 @@ static void rvh_macvlan_count(struct net_device *dev, const struct rvh_sent *sen
 static unsigned int rvh_send_all(struct net_device *dev, struct xdp_buff *bufs, unsigned int count,
 				 unsigned int header, unsigned int max)
 {
-	struct rvh_run run = { .end = &run.first };
-	struct rvh_sent sent = { };
 	unsigned int i, got, refused = 0;
 	void *skbs[RVH_TX_BATCH];
-	bool self = false;
+	struct rvh_run run;
 
-	if (rvh_dev_is_plain(dev))
-		run.dev = rvh_macvlan_lower(dev, &self) ?: dev;
-	self &= run.dev != dev;
+	rvh_run_begin(&run, dev);
 	got = napi_skb_cache_get_bulk(skbs, min(count, RVH_TX_BATCH));
 	for (i = 0; i < got; i++) {
 		const struct xdp_buff *buf = &bufs[i];
@@ -359,7 +388,7 @@ static unsigned int rvh_send_all(struct net_device *dev, struct xdp_buff *bufs, 
 		__skb_put(skb, buf->data_end - buf->data);
 		if (likely(rvh_frame(skb, header ? buf->data - header : NULL, dev) &&
 			   rvh_fits(skb, max))) {
-			rvh_send_one(skb, dev, self, &run, &sent);
+			rvh_send_one(skb, &run);
 			continue;
 		}
 		kfree_skb(skb);
@@ -369,8 +398,6 @@ static unsigned int rvh_send_all(struct net_device *dev, struct xdp_buff *bufs, 
 		page_frag_free(bufs[i].data_hard_start);
 		refused++;
 	}
-	rvh_run_flush(&run, &sent);
-	if (run.dev && run.dev != dev)
-		rvh_macvlan_count(dev, &sent);
+	rvh_run_end(&run);
 	return refused;
 }

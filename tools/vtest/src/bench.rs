@@ -121,7 +121,7 @@ pub(crate) struct BenchArgs {
     /// Give the TAP so many queues, and each a device.
     #[arg(long, default_value_t = 1)]
     queues: u16,
-    /// What packets pass on their way; but for a TAP, the whole includes what comes before it.
+    /// What packets pass on their way.
     #[arg(long, value_enum, default_value = "tap")]
     path: Path,
     /// Confine us to this CPU, and the device's threads to the next.

@@ -143,9 +143,14 @@ pub(crate) fn move_to(name: &str, pid: libc::pid_t) -> Result<()> {
         .with_context(|| format!("moving {name}"))
 }
 
-/// Makes a bridge.
+/// Makes a bridge that sends nothing of its own: no reports of multicast groups either.
 pub(crate) fn add_bridge(name: &str) -> Result<()> {
-    let info = attribute(libc::IFLA_INFO_KIND, b"bridge");
+    const MCAST_SNOOPING: u16 = 23; // IFLA_BR_MCAST_SNOOPING
+    let mut info = attribute(libc::IFLA_INFO_KIND, b"bridge");
+    info.extend(attribute(
+        libc::IFLA_INFO_DATA,
+        &attribute(MCAST_SNOOPING, &[0]),
+    ));
     let mut attributes = attribute(libc::IFLA_IFNAME, name.as_bytes());
     attributes.extend(attribute(libc::IFLA_LINKINFO, &info));
     let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;

@@ -2,6 +2,8 @@
 
 //! What packets pass between a guest's queues and the network.
 
+use std::fs;
+
 use anyhow::Context;
 use anyhow::Result;
 use clap::ValueEnum;
@@ -69,6 +71,7 @@ impl Path {
                 count: (name, false),
             });
         }
+        be_silent()?;
         let (mode, source) = match way {
             Way::Tx => {
                 net::add_dummy(CARD)?;
@@ -112,6 +115,17 @@ impl Path {
             count: (CARD.to_owned(), true),
         })
     }
+}
+
+/// Keeps the interfaces of this network namespace from speaking IPv6, where there is any.
+fn be_silent() -> Result<()> {
+    for scope in ["all", "default"] {
+        let file = format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6");
+        if fs::exists(&file)? {
+            fs::write(&file, "1").context(file)?;
+        }
+    }
+    Ok(())
 }
 
 fn bind(vmm: &Vmm, name: &str, ring: u32) -> Result<()> {
