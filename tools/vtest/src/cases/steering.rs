@@ -61,6 +61,11 @@ pub(super) fn register(table: &mut Table) {
         Duration::from_secs(120),
         live,
     );
+    table.add_long(
+        "steering::entries_that_move_disturb_no_other_flow",
+        Duration::from_secs(300),
+        undisturbed,
+    );
     table.add(
         "steering::unclassified_packets_go_where_it_is_said",
         unclassified,
@@ -315,6 +320,75 @@ fn live(ctx: &Ctx) -> Result<()> {
             let place = missing.iter().position(|other| *other == frame);
             missing.remove(place.context("a frame arrived twice, or changed")?);
         }
+    }
+    Ok(())
+}
+
+/// While packets of many flows are under way, every other entry moves on, again and again: nothing is
+/// lost, and the flows of entries that stay keep queue and order.
+fn undisturbed(ctx: &Ctx) -> Result<()> {
+    const FLOWS: u32 = 64;
+    const ROUNDS: u32 = 80;
+    let mut port = Port::new(ctx, 4)?;
+    let packet = |flow: u32, number: u32| {
+        let from = [10, 1, 2, flow as u8];
+        let ports = [20_000 + 7 * flow as u16, 443];
+        udp(from, [192, 0, 2, 1], ports, flow << 16 | number)
+    };
+    let stays = |entry: usize| entry % 2 == 0;
+    let table_of = |turn: usize| -> Vec<u16> {
+        let queue = |entry: usize| entry / 2 + if stays(entry) { 0 } else { turn };
+        (0..128).map(|entry| queue(entry) as u16 % 4).collect()
+    };
+    port.set_table(&table_of(0))?;
+    let mut entries = Vec::new();
+    for flow in 0..FLOWS {
+        let before = port.get()?.carried;
+        port.carry(&[packet(flow, 0)])?;
+        let after = port.get()?.carried;
+        let entry = (0..128).find(|&i| after[i] != before[i]);
+        entries.push(entry.context("a packet was counted nowhere")?);
+    }
+    let moving = entries.iter().filter(|&&entry| !stays(entry)).count();
+    ensure!((10..54).contains(&moving), "{moving} of 64 flows move");
+
+    let mut numbers: Vec<Vec<u32>> = vec![Vec::new(); FLOWS as usize];
+    let mut queues = vec![[false; 4]; FLOWS as usize];
+    let (mut turn, mut under_way) = (0, 0);
+    for round in 1..=ROUNDS {
+        for flow in 0..FLOWS {
+            port.far.send(&NetHdr::default(), &packet(flow, round))?;
+            under_way += 1;
+            // Not a multiple of the queues' number in a round: a flow's packets find other turns.
+            if flow % 10 == 0 {
+                turn += 1;
+                port.set_table(&table_of(turn))?;
+            }
+        }
+        let leave = if round == ROUNDS { 0 } else { 2 * FLOWS };
+        while under_way > leave {
+            let (queue, frame) = port.receive_any()?;
+            let [_, flow, a, b] = frame[42..46] else {
+                continue;
+            };
+            let number = u32::from(u16::from_be_bytes([a, b]));
+            compare("frame", &frame, &packet(flow.into(), number))?;
+            numbers[usize::from(flow)].push(number);
+            queues[usize::from(flow)][queue] = true;
+            under_way -= 1;
+        }
+    }
+    let all: Vec<u32> = (1..=ROUNDS).collect();
+    for (flow, &entry) in entries.iter().enumerate() {
+        let at = queues[flow].iter().filter(|&&seen| seen).count();
+        if stays(entry) {
+            expect("queues of a flow whose entry stays", at, 1)?;
+        } else {
+            ensure!(at > 1, "flow {flow} has not moved");
+            // Those may overtake each other.
+            numbers[flow].sort_unstable();
+        }
+        expect("packets of a flow", &numbers[flow], &all)?;
     }
     Ok(())
 }
