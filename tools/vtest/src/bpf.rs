@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Just enough of bpf(2) for XDP programs that pass frames from one interface
-//! to another.
+//! to another, and for programs that a TAP asks about packets.
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
+use std::os::fd::RawFd;
 
 use anyhow::Context;
 use anyhow::Result;
 
 const BPF_PROG_LOAD: libc::c_int = 5;
+const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_XDP: u32 = 37;
@@ -34,6 +36,8 @@ pub(crate) enum Action {
     Pass,
     /// Drops it.
     Drop,
+    /// Drops it, as what ended with an error.
+    Aborted,
     /// Sends it back where it came from.
     Tx,
     /// Sends it out of the interface with this index.
@@ -43,6 +47,7 @@ pub(crate) enum Action {
 impl Action {
     fn program(self) -> Vec<Insn> {
         let code = match self {
+            Self::Aborted => 0,
             Self::Drop => 1,
             Self::Pass => 2,
             Self::Tx => 3,
@@ -75,27 +80,47 @@ fn bpf(what: &str, command: libc::c_int, attr: &[u8]) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
 }
 
+fn load(kind: u32, program: Vec<Insn>) -> Result<OwnedFd> {
+    let code: Vec<u8> = program
+        .into_iter()
+        .flat_map(|(op, dst, off, imm)| {
+            let mut bytes = vec![op, dst];
+            bytes.extend(off.to_ne_bytes());
+            bytes.extend(imm.to_ne_bytes());
+            bytes
+        })
+        .collect();
+    let license = c"GPL";
+    let mut attr = Vec::new();
+    attr.extend(kind.to_ne_bytes());
+    attr.extend(((code.len() / 8) as u32).to_ne_bytes());
+    attr.extend((code.as_ptr() as u64).to_ne_bytes());
+    attr.extend((license.as_ptr() as u64).to_ne_bytes());
+    attr.resize(120, 0);
+    bpf("loading a program", BPF_PROG_LOAD, &attr)
+}
+
+/// A program that says the same of each packet.
+pub(crate) struct SocketFilter(OwnedFd);
+
+impl SocketFilter {
+    /// Loads one.
+    pub(crate) fn returning(value: i32) -> Result<Self> {
+        let program = vec![(MOV64_IMM, 0, 0, value), (EXIT, 0, 0, 0)];
+        Ok(Self(load(BPF_PROG_TYPE_SOCKET_FILTER, program)?))
+    }
+}
+
+impl AsRawFd for SocketFilter {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
 impl Xdp {
     /// Puts a program on the interface with index `index`.
     pub(crate) fn attach(index: i32, action: Action) -> Result<Self> {
-        let code: Vec<u8> = action
-            .program()
-            .into_iter()
-            .flat_map(|(op, dst, off, imm)| {
-                let mut bytes = vec![op, dst];
-                bytes.extend(off.to_ne_bytes());
-                bytes.extend(imm.to_ne_bytes());
-                bytes
-            })
-            .collect();
-        let license = c"GPL";
-        let mut attr = Vec::new();
-        attr.extend(BPF_PROG_TYPE_XDP.to_ne_bytes());
-        attr.extend(((code.len() / 8) as u32).to_ne_bytes());
-        attr.extend((code.as_ptr() as u64).to_ne_bytes());
-        attr.extend((license.as_ptr() as u64).to_ne_bytes());
-        attr.resize(120, 0);
-        let program = bpf("loading an XDP program", BPF_PROG_LOAD, &attr)?;
+        let program = load(BPF_PROG_TYPE_XDP, action.program())?;
         let mut attr = Vec::new();
         attr.extend(program.as_raw_fd().to_ne_bytes());
         attr.extend(index.to_ne_bytes());

@@ -51,6 +51,7 @@ mod runner;
 mod tap;
 mod threats;
 mod traffic;
+mod uring;
 mod virtqueue;
 mod vmm;
 mod wire;

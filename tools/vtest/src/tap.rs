@@ -13,8 +13,10 @@ use anyhow::Context;
 use anyhow::Result;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl::ioctl_with_val;
+use vmm_sys_util::ioctl_ior_nr;
 use vmm_sys_util::ioctl_iow_nr;
 
+use crate::bpf::SocketFilter;
 use crate::net;
 use crate::net::Vtap;
 
@@ -26,6 +28,8 @@ ioctl_iow_nr!(TUNATTACHFILTER, TUN, 213, libc::sock_fprog);
 ioctl_iow_nr!(TUNDETACHFILTER, TUN, 214, libc::sock_fprog);
 ioctl_iow_nr!(TUNSETVNETHDRSZ, TUN, 216, libc::c_int);
 ioctl_iow_nr!(TUNSETQUEUE, TUN, 217, libc::c_int);
+ioctl_ior_nr!(TUNSETSTEERINGEBPF, TUN, 224, libc::c_int);
+ioctl_ior_nr!(TUNSETFILTEREBPF, TUN, 225, libc::c_int);
 
 /// Checksum offload to the guest.
 pub(crate) const TUN_F_CSUM: u32 = 1;
@@ -216,6 +220,27 @@ impl Tap {
         check(what, unsafe {
             ioctl_with_ref(&self.file, number, &program)
         })
+    }
+
+    /// Has a program choose the queue of each packet to the guest, or none.
+    pub(crate) fn steer(&self, program: Option<&SocketFilter>) -> Result<()> {
+        self.program("TUNSETSTEERINGEBPF", TUNSETSTEERINGEBPF(), program)
+    }
+
+    /// Has a program say how much of each packet the guest gets, or none.
+    pub(crate) fn filter(&self, program: Option<&SocketFilter>) -> Result<()> {
+        self.program("TUNSETFILTEREBPF", TUNSETFILTEREBPF(), program)
+    }
+
+    fn program(
+        &self,
+        what: &str,
+        number: libc::c_ulong,
+        program: Option<&SocketFilter>,
+    ) -> Result<()> {
+        let fd: libc::c_int = program.map_or(-1, AsRawFd::as_raw_fd);
+        // SAFETY: The fd is a tun file and the argument a valid int.
+        check(what, unsafe { ioctl_with_ref(&self.file, number, &fd) })
     }
 
     /// Limits what may be in flight.

@@ -56,7 +56,7 @@ fn set(raw: Raw, index: usize, timeout: u32) -> Result<()> {
     expect("SET_VRING_BUSYLOOP_TIMEOUT", seen, Ok(0))
 }
 
-fn set_both(vmm: &Vmm, timeout: u32) -> Result<()> {
+pub(super) fn set_both(vmm: &Vmm, timeout: u32) -> Result<()> {
     for index in [RX, TX] {
         set(vmm.vhost.raw(), index, timeout)?;
     }

@@ -375,13 +375,13 @@ fn not_sockets(ctx: &Ctx) -> Result<()> {
 fn unattached(ctx: &Ctx) -> Result<()> {
     let mut vmm = Setup::new().stopped().build(ctx)?;
     let tun = Tap::open_unattached()?;
+    let deleted = Tap::open("vt1", &Default::default())?;
+    net::delete("vt1")?;
     let raw = vmm.vhost.raw();
     for index in [0, 1] {
-        expect(
-            "SET_BACKEND",
-            raw.set_backend(index, tun.as_raw_fd()),
-            EINVAL,
-        )?;
+        for fd in [tun.as_raw_fd(), deleted.as_raw_fd()] {
+            expect("SET_BACKEND", raw.set_backend(index, fd), EINVAL)?;
+        }
     }
     vmm.start()?;
     vmm.post_rx(10, &[2048])?;

@@ -398,6 +398,15 @@ pub(super) fn more_packets() -> Result<()> {
     poll::wait_for("more packets", || Ok((packets()? > before).then_some(())))
 }
 
+/// Waits until they cease, as far as 50 ms show it.
+pub(super) fn no_packets() -> Result<()> {
+    poll::wait_for("packets to cease", || {
+        let before = packets()?;
+        thread::sleep(Duration::from_millis(50));
+        Ok((packets()? == before).then_some(()))
+    })
+}
+
 pub(super) fn interface_goes() -> Result<()> {
     poll::wait_for("the interface to go", || {
         Ok(net::index("vt0").is_err().then_some(()))
@@ -405,10 +414,10 @@ pub(super) fn interface_goes() -> Result<()> {
 }
 
 /// A control group of our own, gone when dropped.
-struct Group(PathBuf);
+pub(super) struct Group(PathBuf);
 
 impl Group {
-    fn new(controllers: &str) -> Result<Self> {
+    pub(super) fn new(controllers: &str) -> Result<Self> {
         let top = PathBuf::from("/sys/fs/cgroup");
         if !controllers.is_empty() {
             let asked = fs::write(top.join("cgroup.subtree_control"), controllers);
@@ -421,7 +430,7 @@ impl Group {
         Ok(Self(path))
     }
 
-    fn put(&self, file: &str, value: &str) -> Result<()> {
+    pub(super) fn put(&self, file: &str, value: &str) -> Result<()> {
         fs::write(self.0.join(file), value).with_context(|| format!("{file} = {value}"))
     }
 
@@ -457,11 +466,7 @@ fn frozen(ctx: &Ctx, fork: u8, kill: bool) -> Result<()> {
                 Ok(events.contains("frozen 1").then_some(()))
             })?;
         }
-        poll::wait_for("packets to cease", || {
-            let before = packets()?;
-            thread::sleep(Duration::from_millis(50));
-            Ok((packets()? == before).then_some(()))
-        })?;
+        no_packets()?;
         if kill {
             break;
         }

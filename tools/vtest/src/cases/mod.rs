@@ -28,6 +28,7 @@ mod isolation;
 mod leaks;
 mod lifetime;
 mod lifetime_host;
+mod lifetime_owner;
 mod log;
 mod macvtap;
 mod malformed;
@@ -128,6 +129,7 @@ pub(crate) fn all() -> Vec<Case> {
     guest::register(&mut table);
     lifetime::register(&mut table);
     lifetime_host::register(&mut table);
+    lifetime_owner::register(&mut table);
     isolation::register(&mut table);
     waits::register(&mut table);
     random::register(&mut table);

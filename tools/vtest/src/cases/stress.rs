@@ -33,7 +33,7 @@ use crate::vmm::Vmm;
 /// Packets each way while the other thread does its worst: with a million
 /// cycles, more than 10^9 bytes.
 fn packets(ctx: &Ctx) -> usize {
-    (ctx.cycles as usize).max(1000) * 3 / 2
+    (ctx.cycles as usize).max(400) * 3 / 2
 }
 
 pub(super) fn register(table: &mut Table) {
@@ -67,6 +67,11 @@ pub(super) fn register(table: &mut Table) {
         kills,
     );
     table.add("stress::everything_changes_under_traffic", everything);
+    table.add_long(
+        "stress::many_polling_devices_all_go_on",
+        Duration::from_secs(100),
+        many,
+    );
     table.add("stress::reset_owner_while_messages_come_and_go", resets);
 }
 
@@ -434,4 +439,43 @@ fn resets(ctx: &Ctx) -> Result<()> {
     drop(memory);
     ensure!(failed.is_ok(), "{failed:?}");
     Setup::new().build(ctx)?.check_alive()
+}
+
+/// Far more busy-polling devices than CPUs: each packet of each arrives. 256 of
+/// them with 25,600 cycles.
+fn many(ctx: &Ctx) -> Result<()> {
+    let most = libc::rlimit {
+        rlim_cur: 8192,
+        rlim_max: 8192,
+    };
+    // SAFETY: The limit is valid.
+    let rc = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &most) };
+    crate::traffic::expect("setrlimit", rc, 0)?;
+    let mut all = Vec::new();
+    for i in 0..(ctx.cycles / 100).clamp(32, 256) {
+        let mut vmm = Setup::new()
+            .size(8)
+            .tap_name(&format!("vt{i}"))
+            .build(ctx)?;
+        super::busy::set_both(&vmm, 50)?;
+        vmm.post_rx(4, &[2048])?;
+        all.push(vmm);
+    }
+    // All at once, then what became of it.
+    let mut sent = Vec::new();
+    for vmm in &mut all {
+        let frame = vmm.tx_frames.plain(500);
+        vmm.queue_tx(&NetHdr::default(), &frame, &Split::Whole)?;
+        vmm.tx.flush()?;
+        sent.push((frame, vmm.send_rx(400)?));
+    }
+    for (i, (vmm, (out, coming))) in all.iter_mut().zip(&sent).enumerate() {
+        let arrived = vmm
+            .expect_on_wire(out)
+            .and_then(|()| vmm.expect_in_guest(coming));
+        arrived.with_context(|| format!("device {i}"))?;
+        vmm.tx.wait_used()?;
+        vmm.check_alive().with_context(|| format!("device {i}"))?;
+    }
+    Ok(())
 }

@@ -109,8 +109,8 @@ fn pass(ctx: &Ctx) -> Result<()> {
 
 fn dropped(ctx: &Ctx) -> Result<()> {
     let mut vmm = setup(feature::VERSION_1, "vt0").build(ctx)?;
-    {
-        let _xdp = Xdp::attach(net::index("vt0")?, Action::Drop)?;
+    for action in [Action::Drop, Action::Aborted] {
+        let _xdp = Xdp::attach(net::index("vt0")?, action)?;
         for len in [60, 1514, 9000] {
             for _ in 0..100 {
                 send(&mut vmm, len)?;
