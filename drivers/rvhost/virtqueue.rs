@@ -428,6 +428,11 @@ impl Running {
                 if answered & KICK != 0 {
                     ring.stats.kicks.add(1);
                     trace::kick(ring.dev, ring.index);
+                    // A guest that kicks a broken ring without end has this thread wake up over and
+                    // over, each time ahead of whom it interrupts: they come first.
+                    if *stall == Stall::Broken {
+                        sched::give_way();
+                    }
                     *stall = Stall::No;
                 } else if answered & MAPPINGS != 0 && *stall == Stall::Mapping {
                     *stall = Stall::No;
