@@ -16,6 +16,7 @@ use crate::{
             PollHook, //
         },
         port::{
+            vtap::VtapQueue,
             Port,
             PortQueue, //
         },
@@ -26,6 +27,7 @@ use crate::{
         xdp::TxBatch, //
     },
     stats::Place,
+    steering::Place as PortPlace,
     vcore::addr::Seg, //
 };
 
@@ -67,11 +69,25 @@ impl Endpoint {
         }
     }
 
-    /// The port, if it came with the file.
-    pub(crate) fn port(&self) -> Option<&Port> {
+    /// Takes its place on a port, if there is one, for a queue that receives, or not, with each
+    /// packet's hash, or not.
+    pub(crate) fn join(&self, receives: bool, hashes: bool) -> Result<Option<PortPlace>> {
+        Ok(match self {
+            Self::Tap(tap) if receives => VtapQueue::join(tap, hashes)?.map(PortPlace::Vtap),
+            Self::Tap(_) | Self::Packet(_) => None,
+            Self::Inlet(queue) => Some(PortPlace::Port(queue.port().clone())),
+            Self::Outlet(port) => Some(PortPlace::Port(port.clone())),
+            Self::Front(_, queue) => Some(PortPlace::Port(queue.port().clone())),
+        })
+    }
+
+    /// Whether packets may come with their hash.
+    #[inline]
+    pub(crate) fn may_hash(&self) -> bool {
         match self {
-            Self::Front(_, queue) => Some(queue.port()),
-            _ => None,
+            Self::Tap(tap) => tap.may_hash(),
+            Self::Inlet(_) | Self::Front(..) => true,
+            Self::Packet(_) | Self::Outlet(_) => false,
         }
     }
 

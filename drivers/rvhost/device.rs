@@ -43,6 +43,10 @@ use crate::{
     },
     memtable::MemTable,
     stats::Stats,
+    steering::{
+        Place as PortPlace,
+        Steered, //
+    },
     vcore::{
         addr::{
             Hva,
@@ -127,8 +131,8 @@ pub(crate) struct Owner {
 pub(crate) struct Queue {
     place: Place,
     worker: Worker,
-    /// What it runs on, if that is a port.
-    port: Option<Port>,
+    /// The port that it runs on, if it does.
+    port: Option<PortPlace>,
 }
 
 /// Where a virtqueue is.
@@ -172,12 +176,12 @@ impl Device {
     }
 
     /// The port its queues run on, for who may steer it: the owner, and the network's administrator.
-    pub(crate) fn steered(&self) -> Result<Port> {
+    pub(crate) fn steered(&self) -> Result<Steered> {
         match self.owner() {
             Err(_) if capable::net_admin() => self.any_owner().ok_or(EPERM)?,
             owner => owner?,
         }
-        .port()
+        .steered()
     }
 
     fn any_owner(&self) -> Option<Arc<Owner>> {
@@ -497,8 +501,7 @@ impl Owner {
             -1 => None,
             fd => Some(Endpoint::get(fd)?),
         };
-        let port = endpoint.as_ref().and_then(Endpoint::port).cloned();
-        queue.set_backend(&self.mm, endpoint, port)
+        queue.set_backend(&self.mm, endpoint)
     }
 
     /// `RVHOST_NET_SET_NETDEV`: runs both queues on a network device.
@@ -510,23 +513,24 @@ impl Owner {
             }
         }
         // The same queue of the port may be wanted again.
-        rx.set_backend(&self.mm, None, None)?;
-        tx.set_backend(&self.mm, None, None)?;
+        rx.set_backend(&self.mm, None)?;
+        tx.set_backend(&self.mm, None)?;
         let bell = rx.worker.handoff().bell().clone();
         let inlet = Port::bind(wanted, self.mm.number(), bell, BACKEND)?;
-        let port = inlet.port().clone();
-        let outlet = Endpoint::Outlet(port.clone());
-        rx.set_backend(&self.mm, Some(Endpoint::Inlet(inlet)), Some(port.clone()))?;
-        if let Err(e) = tx.set_backend(&self.mm, Some(outlet), Some(port)) {
-            rx.set_backend(&self.mm, None, None)?;
+        let outlet = Endpoint::Outlet(inlet.port().clone());
+        rx.set_backend(&self.mm, Some(Endpoint::Inlet(inlet)))?;
+        if let Err(e) = tx.set_backend(&self.mm, Some(outlet)) {
+            rx.set_backend(&self.mm, None)?;
             return Err(e);
         }
         Ok(())
     }
 
     /// The port that the queues run on.
-    pub(crate) fn port(&self) -> Result<Port> {
-        self.rx.lock()?.port.clone().ok_or_else(errno::enotconn)
+    fn steered(&self) -> Result<Steered> {
+        let rx = self.rx.lock()?;
+        let place = rx.port.as_ref().ok_or_else(errno::enotconn)?;
+        Ok(place.steered())
     }
 }
 
@@ -587,12 +591,7 @@ impl Queue {
         self.place = Place::Gone;
     }
 
-    fn set_backend(
-        &mut self,
-        mm: &OwnerMm,
-        endpoint: Option<Endpoint>,
-        port: Option<Port>,
-    ) -> Result {
+    fn set_backend(&mut self, mm: &OwnerMm, endpoint: Option<Endpoint>) -> Result {
         let mut user = mm.as_current().ok_or(EPERM)?;
         let mut running = match &self.place {
             Place::Running => Some(self.park()?),
@@ -629,8 +628,13 @@ impl Queue {
             self.port = None;
             return Ok(());
         };
-        match (vq.prepare(&mut user, endpoint), old) {
-            (Ok(new), _) => {
+        let receives = vq.ring.index == Direction::Rx.index();
+        let hashes = vq.ring.header.hash;
+        let prepared = endpoint
+            .join(receives, hashes)
+            .and_then(|port| Ok((vq.prepare(&mut user, endpoint)?, port)));
+        match (prepared, old) {
+            (Ok((new, port)), _) => {
                 self.port = port;
                 self.resume(vq.run_on(new));
                 Ok(())

@@ -42,7 +42,10 @@ use crate::{
         },
         wait::Waiters, //
     },
-    steering,
+    steering::{
+        self,
+        Steered, //
+    },
     tx::MIN_FRAME,
     vcore::hdr, //
 };
@@ -179,7 +182,7 @@ impl Opened {
     fn ioctl(&self, cmd: u32, arg: Arg) -> Result<isize> {
         match cmd {
             steering::SET_RSS | steering::GET_RSS | steering::REBALANCE => {
-                steering::ioctl(|| Ok(self.queue()?.port().clone()), cmd, arg)
+                steering::ioctl(|| Ok(Steered::Port(self.queue()?.port().clone())), cmd, arg)
             }
             _ => self.tun_ioctl(cmd, arg).map(|()| 0),
         }

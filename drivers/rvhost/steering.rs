@@ -10,6 +10,10 @@ use crate::{
             random_symmetric_key,
             Rss, //
         },
+        vtap::{
+            Vtap,
+            VtapQueue, //
+        },
         Port,
         Wanted,
         Which,
@@ -47,8 +51,60 @@ pub(crate) const SET_RSS: u32 = 0x4538afe1;
 pub(crate) const GET_RSS: u32 = 0x8538afe1;
 pub(crate) const REBALANCE: u32 = 0x4004afe2;
 
+/// The port that a queue is on.
+pub(crate) enum Place {
+    Port(Port),
+    Vtap(VtapQueue),
+}
+
+/// A port that is steered.
+pub(crate) enum Steered {
+    Port(Port),
+    Vtap(Vtap),
+}
+
+impl Place {
+    /// What is steered there.
+    pub(crate) fn steered(&self) -> Steered {
+        match self {
+            Self::Port(port) => Steered::Port(port.clone()),
+            Self::Vtap(queue) => Steered::Vtap(queue.port().clone()),
+        }
+    }
+}
+
+impl Steered {
+    fn rss(&self) -> Result<Rss> {
+        match self {
+            Self::Port(port) => Ok(port.rss()),
+            Self::Vtap(port) => port.rss(),
+        }
+    }
+
+    fn carried(&self, each: impl FnMut(u64) -> Result) -> Result {
+        match self {
+            Self::Port(port) => port.carried().try_for_each(each),
+            Self::Vtap(port) => port.carried().try_for_each(each),
+        }
+    }
+
+    fn change_rss(&self, change: impl FnOnce(&mut Rss) -> Result) -> Result {
+        match self {
+            Self::Port(port) => port.change_rss(change),
+            Self::Vtap(port) => port.change_rss(change),
+        }
+    }
+
+    fn rebalance(&self, max: usize) -> Result<usize> {
+        match self {
+            Self::Port(port) => port.rebalance(max),
+            Self::Vtap(port) => port.rebalance(max),
+        }
+    }
+}
+
 /// Carries out an ioctl that concerns the port that `port` gets; `ENOTTY` if `cmd` is none.
-pub(crate) fn ioctl(port: impl FnOnce() -> Result<Port>, cmd: u32, arg: Arg) -> Result<isize> {
+pub(crate) fn ioctl(port: impl FnOnce() -> Result<Steered>, cmd: u32, arg: Arg) -> Result<isize> {
     match cmd {
         SET_RSS => set_rss(&port()?, arg)?,
         GET_RSS => get_rss(&port()?, arg)?,
@@ -85,7 +141,7 @@ pub(crate) fn netdev(arg: Arg) -> Result<Wanted> {
 }
 
 /// `RVHOST_NET_SET_RSS`.
-fn set_rss(port: &Port, arg: Arg) -> Result {
+fn set_rss(port: &Steered, arg: Arg) -> Result {
     let [flags, hash_types] = arg.get::<[u32; 2]>(0)?;
     let [unclassified, table_len, key_len, reserved] = arg.get::<[u16; 4]>(NUMBERS_AT)?;
     let on = |flag| flags & flag != 0;
@@ -143,14 +199,14 @@ fn set_rss(port: &Port, arg: Arg) -> Result {
 }
 
 /// `RVHOST_NET_GET_RSS`.
-fn get_rss(port: &Port, arg: Arg) -> Result {
+fn get_rss(port: &Steered, arg: Arg) -> Result {
     let Rss {
         types,
         unclassified,
         key,
         table,
         even,
-    } = port.rss();
+    } = port.rss()?;
     let entries = table.entries();
     arg.put(0, &[if even { SET_EVEN } else { 0 }, types])?;
     // CAST: small.
@@ -162,8 +218,10 @@ fn get_rss(port: &Port, arg: Arg) -> Result {
         *to = queue;
     }
     arg.put(TABLE_AT, &all)?;
-    for (i, carried) in (0u64..).zip(port.carried()) {
-        arg.put(CARRIED_AT + 8 * i, &carried)?;
-    }
-    Ok(())
+    let mut at = CARRIED_AT;
+    port.carried(|carried| {
+        arg.put(at, &carried)?;
+        at += 8;
+        Ok(())
+    })
 }

@@ -12,20 +12,12 @@ use core::{
 };
 
 use kernel::{
-    alloc::KVVec,
     error::{
         from_err_ptr,
         to_result, //
     },
     prelude::*,
     sync::{
-        atomic::{
-            Acquire,
-            Atomic,
-            Full,
-            Relaxed,
-            Release, //
-        },
         Arc,
         ArcBorrow, //
     },
@@ -33,8 +25,13 @@ use kernel::{
 
 mod front;
 pub(crate) mod rss;
+mod steer;
+pub(crate) mod vtap;
 
-use self::rss::Rss;
+use self::steer::{
+    Queue,
+    Steer, //
+};
 
 use super::{
     bindings,
@@ -49,7 +46,6 @@ use super::{
         Rtnl,
         RtnlCell, //
     },
-    trace,
     tun::Packets,
     usermem::{
         has_room,
@@ -63,15 +59,7 @@ use super::{
 };
 use crate::vcore::{
     addr::Seg,
-    flow::Flow,
-    hdr,
-    rss::{
-        types,
-        Steering,
-        Sums,
-        Table,
-        MAX_ENTRIES, //
-    },
+    hdr, //
 };
 
 /// Queues of a port.
@@ -101,30 +89,27 @@ pub(crate) struct Wanted {
     pub(crate) ring: usize,
 }
 
-type Decide = Steering<KVVec<Sums>>;
+impl Queue for Inlet {
+    #[inline]
+    fn is_open(&self) -> bool {
+        Inlet::is_open(self)
+    }
+}
 
 /// A port, as its queues share it.
 ///
 /// # Invariants
 ///
-/// - Each of `slots` is null, or holds a reference to an [`Inlet`]; it is given up only after all
-///   that might have seen it in a receive handler are done.
-/// - `decide` is an allocated value that is given up in the same way.
-/// - While `State::hooked`, the device exists and its receive handler is ours, which holds a
-///   reference to the port.
+/// While `State::hooked`, the device exists and its receive handler is ours, which holds a reference
+/// to the port.
 struct Shared {
     dev: NetDev,
     raw: NonNull<bindings::net_device>,
-    /// The device's number when the port was made.
-    ifindex: u32,
     /// Whose it is: no two owners have the same number at a time. Files that stand for queues are
     /// one owner.
     owner: usize,
     alone: bool,
-    slots: KVec<Atomic<*mut Inlet>>,
-    decide: Atomic<*mut Decide>,
-    /// Packets by the entry they fell on.
-    carried: KVec<Atomic<u64>>,
+    steer: Steer<Inlet>,
     state: RtnlCell<State>,
 }
 
@@ -139,9 +124,6 @@ struct State {
     all_groups: bool,
     /// What the readers of all queues take, if it was said of all.
     offloads: Option<u32>,
-    rss: Rss,
-    /// What the entries had carried when they were last rebalanced.
-    before: KVec<u64>,
 }
 
 /// A port.
@@ -207,7 +189,10 @@ impl Port {
             }
             Self(shared)
         };
-        let number = port.0.claim(wanted.queue, &inlet, &mut rtnl);
+        if let Some(offloads) = port.0.state.get(&mut rtnl).offloads {
+            inlet.set_offloads(offloads);
+        }
+        let number = port.0.steer.add(wanted.queue, &inlet, &mut rtnl);
         match number {
             Ok(number) => {
                 drop(rtnl);
@@ -232,42 +217,20 @@ impl Port {
         wanted: &Wanted,
         rtnl: &mut Rtnl,
     ) -> Result<Self> {
-        let rss = Rss {
-            types: types::ALL,
-            unclassified: 0,
-            key: rss::random_key(),
-            table: Table::even(1),
-            even: true,
-        };
-        let mut slots = KVec::with_capacity(MAX_QUEUES, GFP_KERNEL)?;
-        for _ in 0..MAX_QUEUES {
-            slots.push(Atomic::new(ptr::null_mut()), GFP_KERNEL)?;
-        }
-        let mut carried = KVec::with_capacity(MAX_ENTRIES, GFP_KERNEL)?;
-        for _ in 0..MAX_ENTRIES {
-            carried.push(Atomic::new(0), GFP_KERNEL)?;
-        }
-        let before = KVec::from_elem(0, MAX_ENTRIES, GFP_KERNEL)?;
         // SAFETY: The device exists and the lock is held.
         let ifindex = unsafe { bindings::rvh_dev_ifindex(raw.as_ptr()) };
-        let decide = KBox::into_raw(rss.decide()?);
-        // INVARIANT: There are no slots in use; `decide` was allocated just now; not hooked yet.
+        // INVARIANT: Not hooked yet.
         let shared = Shared {
             dev,
             raw,
-            ifindex,
             owner,
             alone: wanted.alone,
-            slots,
-            decide: Atomic::new(decide),
-            carried,
+            steer: Steer::new(ifindex)?,
             state: RtnlCell::new(State {
                 hooked: false,
                 promiscuous: false,
                 all_groups: false,
                 offloads: None,
-                rss,
-                before,
             }),
         };
         let shared = Arc::new(shared, GFP_KERNEL)?;
@@ -449,104 +412,19 @@ impl Drop for PortQueue {
     fn drop(&mut self) {
         let shared = &self.port.0;
         let mut rtnl = Rtnl::lock();
-        let Some(slot) = shared.slots.get(self.number) else {
-            return;
-        };
-        let inlet = slot.xchg(ptr::null_mut(), Full);
-        if !shared.leave_if_unused(&mut rtnl) {
-            // What the old table still sends here goes to a queue that is there.
-            let _ = shared.follow(&mut rtnl);
-        }
-        rtnl.wait_for_receivers();
+        let unhook = |rtnl: &mut Rtnl| shared.unhook(rtnl);
+        let inlet = shared.steer.remove(self.number, &mut rtnl, unhook);
         drop(rtnl);
-        // SAFETY: By the type's invariant the slot held a reference, which nobody has seen who is
-        // not done.
-        drop(unsafe { Arc::from_raw(inlet.cast_const()) });
+        drop(inlet);
     }
 }
 
 impl Shared {
-    /// The queue in `slot`, if it is to have packets.
-    #[inline]
-    fn open<'a>(&'a self, slot: &'a Atomic<*mut Inlet>) -> Option<&'a Inlet> {
-        // SAFETY: By the type's invariant it is null, or valid until after the handler or the holder
-        // of RTNL that calls this.
-        unsafe { slot.load(Acquire).as_ref() }.filter(|inlet| inlet.is_open())
-    }
-
-    /// One more than the number of the last queue that is to have packets.
-    fn queues(&self, _rtnl: &mut Rtnl) -> usize {
-        let used = |slot: &Atomic<*mut Inlet>| self.open(slot).is_some();
-        self.slots.iter().rposition(used).map_or(0, |last| last + 1)
-    }
-
-    /// Takes the slot with number `wanted`, or the first one that is free.
-    fn claim(&self, wanted: Option<usize>, inlet: &Arc<Inlet>, rtnl: &mut Rtnl) -> Result<usize> {
-        let free = |slot: &Atomic<*mut Inlet>| slot.load(Relaxed).is_null();
-        let number = match wanted {
-            Some(number) => number,
-            None => self.slots.iter().position(free).ok_or(E2BIG)?,
-        };
-        let slot = self.slots.get(number).ok_or(EINVAL)?;
-        if !free(slot) {
-            return Err(EBUSY);
-        }
-        if let Some(offloads) = self.state.get(rtnl).offloads {
-            inlet.set_offloads(offloads);
-        }
-        // INVARIANT: The slot has a reference of its own.
-        slot.store(Arc::into_raw(inlet.clone()).cast_mut(), Release);
-        if let Err(e) = self.follow(rtnl) {
-            let inlet = slot.xchg(ptr::null_mut(), Full);
-            rtnl.wait_for_receivers();
-            // SAFETY: As made above; whoever has seen it is done.
-            drop(unsafe { Arc::from_raw(inlet.cast_const()) });
-            return Err(e);
-        }
-        Ok(number)
-    }
-
-    /// Has the table follow the queues there are, if it is to.
-    fn follow(&self, rtnl: &mut Rtnl) -> Result {
-        let state = self.state.get(rtnl);
-        if !state.rss.even {
-            return Ok(());
-        }
-        let mut rss = state.rss.clone();
-        let mut there = (0u16..)
-            .zip(&self.slots)
-            .filter(|(_, slot)| self.open(slot).is_some())
-            .map(|(number, _)| number)
-            .cycle();
-        rss.table = Table::even(1);
-        for entry in rss.table.entries_mut() {
-            *entry = there.next().unwrap_or(0);
-        }
-        self.steer(rss, rtnl)
-    }
-
-    /// Takes over how queues are chosen.
-    fn steer(&self, rss: Rss, rtnl: &mut Rtnl) -> Result {
-        let decide = KBox::into_raw(rss.decide()?);
-        let old = self.decide.xchg(decide, Full);
-        rtnl.wait_for_receivers();
-        // SAFETY: By the type's invariant; whoever has seen it is done.
-        drop(unsafe { KBox::from_raw(old) });
-        // CAST: there are few.
-        let entries = rss.table.entries().len() as u32;
-        trace::steering(self.ifindex, rss.types, entries, rss.even.into());
-        self.state.get(rtnl).rss = rss;
-        Ok(())
-    }
-
-    /// Stops to receive if there is no queue. Returns whether that is so.
-    fn leave_if_unused(&self, rtnl: &mut Rtnl) -> bool {
-        let unused = |slot: &Atomic<*mut Inlet>| slot.load(Relaxed).is_null();
-        let unused = self.slots.iter().all(unused);
-        if unused {
+    /// Stops to receive if there is no queue.
+    fn leave_if_unused(&self, rtnl: &mut Rtnl) {
+        if self.steer.is_empty(rtnl) {
             self.unhook(rtnl);
         }
-        unused
     }
 
     /// Stops to receive.
@@ -573,20 +451,6 @@ impl Shared {
         // not the last: the caller has another.
         drop(unsafe { Arc::from_raw(theirs.cast::<Shared>().cast_const()) });
     }
-
-    /// The queue with this number; another, if there is none.
-    #[inline]
-    fn inlet(&self, number: usize) -> Option<&Inlet> {
-        let inlet = self.slots.get(number).and_then(|slot| self.open(slot));
-        inlet.or_else(|| self.slots.iter().find_map(|slot| self.open(slot)))
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        // SAFETY: By the type's invariant; no handler runs: it would have a reference.
-        drop(unsafe { KBox::from_raw(self.decide.load(Relaxed)) });
-    }
 }
 
 /// Lets go of a device that is about to go.
@@ -597,6 +461,7 @@ impl Drop for Shared {
 pub(super) unsafe fn on_unregister(dev: *mut bindings::net_device) {
     // SAFETY: By the function's contract.
     let mut rtnl = unsafe { Rtnl::held() };
+    vtap::on_unregister(dev, &mut rtnl);
     // SAFETY: By the function's contract.
     let port = unsafe { bindings::rvh_dev_hooked(dev, Some(on_packet)) };
     if port.is_null() {
@@ -605,12 +470,7 @@ pub(super) unsafe fn on_unregister(dev: *mut bindings::net_device) {
     // SAFETY: What is registered with our handler is a port, which the handler references.
     let shared: Arc<Shared> = unsafe { ArcBorrow::from_raw(port.cast::<Shared>()) }.into();
     shared.unhook(&mut rtnl);
-    for slot in &shared.slots {
-        // SAFETY: By the type's invariant it is null, or valid as long as RTNL is held.
-        if let Some(inlet) = unsafe { slot.load(Acquire).as_ref() } {
-            inlet.call();
-        }
-    }
+    shared.steer.queues(&rtnl).for_each(Inlet::call);
 }
 
 /// Called for each packet that a device of a port receives.
@@ -634,13 +494,11 @@ unsafe extern "C" fn on_packet(
     // SAFETY: These bytes are the packet's, which is ours.
     // CAST: u32 to usize widens.
     let frame = unsafe { slice::from_raw_parts(arrival.frame, arrival.len as usize) };
-    // SAFETY: By the type's invariant it is valid until we are done.
-    let decide = unsafe { &*shared.decide.load(Acquire) };
-    let choice = decide.choose(&Flow::of_frame(frame));
-    if let Some(carried) = choice.entry.and_then(|entry| shared.carried.get(entry)) {
-        carried.add(1u64, Relaxed);
-    }
-    match shared.inlet(choice.queue.into()) {
+    // SAFETY: We are called for a packet that is received.
+    let choice = unsafe { shared.steer.choose(frame) };
+    let open = |inlet| Some(inlet).filter(|inlet: &&Inlet| inlet.is_open());
+    // SAFETY: As above.
+    match unsafe { shared.steer.pick(choice.queue.into(), open) } {
         // SAFETY: The packet is ours, and has the device it came by.
         Some(inlet) => unsafe { inlet.deliver(arrival.skb, choice.hash) },
         // SAFETY: As above.

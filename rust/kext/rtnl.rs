@@ -62,7 +62,7 @@ unsafe impl<T: Send> Send for RtnlCell<T> {}
 unsafe impl<T: Send> Sync for RtnlCell<T> {}
 
 impl<T> RtnlCell<T> {
-    pub(super) fn new(value: T) -> Self {
+    pub(super) const fn new(value: T) -> Self {
         Self(UnsafeCell::new(value))
     }
 

@@ -125,6 +125,20 @@ impl TapQueue {
         &self.socket
     }
 
+    /// The socket, if it is that of a MacVTap or IPVTap.
+    pub(super) fn vtap(&self) -> Option<NonNull<bindings::socket>> {
+        match self.taker {
+            Taker::Vtap => NonNull::new(self.socket.as_ptr()),
+            Taker::Tap(_) | Taker::Socket => None,
+        }
+    }
+
+    /// Whether packets may come with their hash.
+    #[inline]
+    pub(crate) fn may_hash(&self) -> bool {
+        matches!(self.taker, Taker::Vtap)
+    }
+
     /// Whether there is no packet. May not see one that is just being added.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
@@ -265,7 +279,7 @@ pub(crate) struct Headers {
     pub(crate) tunnel: bool,
     /// They say nothing of checksum and segments.
     pub(crate) blank: bool,
-    /// They tell the hash. The packets must come from a [port's queue](super::port::PortQueue).
+    /// They tell the hash, if the packet came with it.
     pub(crate) hashed: bool,
 }
 

@@ -281,6 +281,21 @@ impl Table {
     }
 }
 
+/// A number close to `hash` by which a device chooses queue `index`, if it chooses one of `count` by the
+/// remainder, and takes 0 for no number. None if there is no such queue.
+#[inline]
+pub fn leading_to(hash: u32, index: u32, count: u32) -> Option<u32> {
+    if index >= count {
+        return None;
+    }
+    match (hash - hash % count).checked_add(index) {
+        Some(lead) if lead != 0 => Some(lead),
+        // Too close to an end.
+        _ if index != 0 => Some(index),
+        _ => Some(count),
+    }
+}
+
 /// How a port steers: all that decides on a packet's queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Steering<S> {
@@ -445,6 +460,21 @@ mod tests {
                 assert_eq!(table.entry_of(u32::MAX), len - 1);
             }
         }
+    }
+
+    #[test]
+    fn lead_has_the_remainder_and_is_not_zero() {
+        for hash in [0, 1, 7, 255, 0x51cc_c178, u32::MAX - 1, u32::MAX] {
+            for count in [1, 2, 3, 5, 128, 255, 256] {
+                for index in 0..count {
+                    let lead = leading_to(hash, index, count);
+                    assert!(lead.is_some_and(|lead| lead != 0 && lead % count == index));
+                }
+                assert!(leading_to(hash, count, count).is_none());
+            }
+            assert!(leading_to(hash, 0, 0).is_none());
+        }
+        assert_eq!(leading_to(0x51cc_c178, 2, 4), Some(0x51cc_c17a));
     }
 
     #[test]

@@ -68,7 +68,13 @@ struct rvhost_net_netdev {
  * the table does. For the device's owner, and for whoever has the file (as by pidfd_getfd()) and
  * CAP_NET_ADMIN in the initial user namespace.
  *
- * Errors: EPERM for others; ENOTCONN if the queue pair is on no port; EINVAL.
+ * The queue pairs on the queues of a MacVTap or IPVTap are a port as well. Such a device distributes
+ * by itself until the first SET, whatever its flags, or the start of a queue pair that negotiated
+ * VIRTIO_NET_F_HASH_REPORT.
+ *
+ * Errors: EPERM for others; EINVAL; ENOTCONN if the queue pair is on no port, and, but for SET, if its
+ * device distributes by itself; for a MacVTap: EOPNOTSUPP if the kernel has no ingress hooks, EBADFD if
+ * the device is gone.
  */
 struct rvhost_net_rss {
 	__u32 flags;

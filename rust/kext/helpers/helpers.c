@@ -10,3 +10,4 @@
 #include "socket.c"
 #include "tun.c"
 #include "usermem.c"
+#include "vtap.c"

@@ -8,6 +8,7 @@
 
 #include <linux/mutex.h>
 #include <linux/netdevice.h>
+#include <linux/netfilter.h>
 #include <linux/poll.h>
 #include <linux/ptr_ring.h>
 #include <linux/skbuff.h>
@@ -85,14 +86,22 @@ unsigned int rvh_copy_all_from_user(const struct rvh_copy *copies, unsigned int 
 
 /* tun.c: a TAP's ring */
 
+/* Bytes of a packet's start that are in one piece, as far as there are so many. */
+#define RVH_HEAD_BYTES 128
+
 /* NET_SKB_PAD + NET_IP_ALIGN, in a form that bindgen can read; checked where it is used. */
 #define RVH_SKB_PAD_BYTES ((L1_CACHE_BYTES > 32 ? L1_CACHE_BYTES : 32) + NET_IP_ALIGN)
 
+/* What a packet that was distributed here has in its cb while it is in a ring. */
+struct rvh_hash {
+	u64 fields;	/* the fields of the header that hold the hash */
+	u64 mark;	/* RVH_HASH_MARK: others leave something else here */
+};
+
+#define RVH_HASH(skb) ((struct rvh_hash *)(skb)->cb)
+#define RVH_HASH_MARK 0x7c1fa8f3b95e60d2ULL
+
 /* What there is to know of a packet from a TAP's ring. */
-
-/* While a packet is in a ring of ours: its hash, as the fields of the header that hold it. */
-#define RVH_HASH(skb) (*(u64 *)(skb)->cb)
-
 struct rvh_packet {
 	void *data;	/* its linear part */
 	u32 linear;	/* bytes in that */
@@ -117,6 +126,7 @@ int rvh_tun_packet_to_user(void *packet, const struct rvh_packet *info,
 /* Packets sent to a TAP at once. */
 #define RVH_TX_BATCH 64
 
+void rvh_dev_hold(struct net_device *dev);
 void rvh_dev_put(struct net_device *dev);
 bool rvh_dev_registered(struct net_device *dev);
 struct net_device *rvh_tap_find(struct socket *sock, struct sock *const **slot);
@@ -127,6 +137,16 @@ bool rvh_tap_receive(struct net_device *dev, struct socket *sock, struct sock *c
 /* macvtap.c: MacVTaps and IPVTaps */
 bool rvh_vtap_send(struct socket *sock, struct xdp_buff *bufs, unsigned int count,
 		   unsigned int header);
+
+/* vtap.c: which of their queues receives a packet */
+struct rvh_arrival;
+
+struct net_device *rvh_vtap_dev(struct socket *sock);
+struct nf_hook_ops *rvh_vtap_hook(struct net_device *dev, nf_hookfn *hook, void *priv);
+void *rvh_vtap_unhook(struct net_device *dev, struct nf_hook_ops *ops);
+bool rvh_vtap_look(struct sk_buff *skb, struct rvh_arrival *arrival);
+int rvh_vtap_index(struct socket *sock, struct net_device *dev, u32 *count);
+void rvh_vtap_mark(struct sk_buff *skb, u32 lead, u64 hash);
 
 /* port.c: network devices whose packets go to rings, and that transmit ours */
 

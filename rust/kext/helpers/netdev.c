@@ -7,6 +7,11 @@
 #include <net/net_namespace.h>
 #include <helpers/helpers.h>
 
+void rvh_dev_hold(struct net_device *dev)
+{
+	dev_hold(dev);
+}
+
 void rvh_dev_put(struct net_device *dev)
 {
 	dev_put(dev);

@@ -11,9 +11,6 @@
 #include <net/net_namespace.h>
 #include <helpers/helpers.h>
 
-/* Bytes of a packet's start that are in one piece, as far as there are so many. */
-#define RVH_HEAD_BYTES 128
-
 void rvh_rtnl_lock(void)
 {
 	rtnl_lock();
@@ -191,7 +188,7 @@ static unsigned int rvh_ring_produce(struct ptr_ring *ring, struct sk_buff *skb,
 
 /*
  * Puts a packet into a ring, segmented and with checksums as far as its reader lacks @features.
- * @hash is its RVH_HASH, and that of its segments. Returns how many packets were dropped.
+ * @hash is that of the packet, and of its segments. Returns how many packets were dropped.
  */
 unsigned int rvh_arrival_deliver(struct ptr_ring *ring, struct sk_buff *skb, u64 features, u64 hash)
 {
@@ -199,7 +196,8 @@ unsigned int rvh_arrival_deliver(struct ptr_ring *ring, struct sk_buff *skb, u64
 	struct sk_buff *segs, *next;
 	unsigned int dropped = 0;
 
-	RVH_HASH(skb) = hash;
+	RVH_HASH(skb)->fields = hash;
+	RVH_HASH(skb)->mark = RVH_HASH_MARK;
 	if (netif_needs_gso(skb, features)) {
 		segs = __skb_gso_segment(skb, features, false);
 		if (IS_ERR(segs))

@@ -96,8 +96,8 @@ static void rvh_tun_packet(void *packet, bool tunnel, bool blank, bool hashed,
 		} else {
 			info->bad = virtio_net_hdr_from_skb(skb, (void *)header, true, true, vlan);
 		}
-		if (hashed)
-			hash = RVH_HASH(skb);
+		if (hashed && RVH_HASH(skb)->mark == RVH_HASH_MARK)
+			hash = RVH_HASH(skb)->fields;
 	}
 	memcpy(info->header + sizeof(header->hash_hdr.hdr), &hash, sizeof(hash));
 	header->hash_hdr.hdr.num_buffers = cpu_to_le16(1);

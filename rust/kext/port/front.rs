@@ -4,8 +4,7 @@
 use kernel::{
     error::from_err_ptr,
     iov::IovIterSource,
-    prelude::*,
-    sync::atomic::Acquire, //
+    prelude::*, //
 };
 
 use super::{
@@ -28,11 +27,8 @@ impl Port {
     pub(crate) fn set_offloads(&self, offloads: u32) {
         let mut rtnl = Rtnl::lock();
         self.0.state.get(&mut rtnl).offloads = Some(offloads);
-        for slot in &self.0.slots {
-            // SAFETY: By the type's invariant it is null, or valid as long as RTNL is held.
-            if let Some(inlet) = unsafe { slot.load(Acquire).as_ref() } {
-                inlet.set_offloads(offloads);
-            }
+        for inlet in self.0.steer.queues(&rtnl) {
+            inlet.set_offloads(offloads);
         }
     }
 
@@ -118,7 +114,7 @@ impl PortQueue {
             return Err(EINVAL);
         }
         self.inlet.set_open(open);
-        if let Err(e) = self.port.0.follow(&mut rtnl) {
+        if let Err(e) = self.port.0.steer.follow(&mut rtnl) {
             self.inlet.set_open(!open);
             return Err(e);
         }

@@ -3,28 +3,27 @@
 
 use kernel::{
     alloc::KVVec,
-    prelude::*,
-    sync::atomic::Relaxed, //
+    prelude::*, //
 };
 
 use super::{
     bindings,
-    Decide,
     Port,
-    Rtnl,
-    MAX_QUEUES, //
+    Rtnl, //
 };
 use crate::vcore::rss::{
-    self,
     Key,
     Steering,
+    Sums,
     Table,
     Toeplitz,
     INPUT_BYTES,
     KEY_BYTES,
-    MAX_ENTRIES,
     NO_SUMS, //
 };
+
+/// All that decides on a packet's queue.
+pub(super) type Decide = Steering<KVVec<Sums>>;
 
 /// How a port chooses the queue, as its owner sees it.
 #[derive(Clone)]
@@ -40,51 +39,22 @@ pub(crate) struct Rss {
 impl Port {
     /// How queues are chosen.
     pub(crate) fn rss(&self) -> Rss {
-        self.0.state.get(&mut Rtnl::lock()).rss.clone()
+        self.0.steer.rss(&mut Rtnl::lock())
     }
 
     /// Packets that fell on each entry of the table.
     pub(crate) fn carried(&self) -> impl Iterator<Item = u64> + '_ {
-        self.0.carried.iter().map(|count| count.load(Relaxed))
+        self.0.steer.carried()
     }
 
     /// Changes how queues are chosen, while packets flow. `change` must not sleep for long.
     pub(crate) fn change_rss(&self, change: impl FnOnce(&mut Rss) -> Result) -> Result {
-        let mut rtnl = Rtnl::lock();
-        let mut rss = self.0.state.get(&mut rtnl).rss.clone();
-        change(&mut rss)?;
-        self.0.steer(rss, &mut rtnl)?;
-        self.0.follow(&mut rtnl)
+        self.0.steer.change(&mut Rtnl::lock(), change)
     }
 
     /// Moves up to `max` entries of the table from busy to idle queues. Returns how many.
     pub(crate) fn rebalance(&self, max: usize) -> Result<usize> {
-        let mut loads = KVec::from_elem(0, MAX_QUEUES, GFP_KERNEL)?;
-        let mut now = KVec::with_capacity(MAX_ENTRIES, GFP_KERNEL)?;
-        let mut rtnl = Rtnl::lock();
-        let here = self.0.queues(&mut rtnl);
-        for count in self.carried() {
-            now.push(count, GFP_KERNEL)?;
-        }
-        let state = self.0.state.get(&mut rtnl);
-        let mut rss = state.rss.clone();
-        let mut lately = KVec::with_capacity(MAX_ENTRIES, GFP_KERNEL)?;
-        for (now, before) in now.iter().zip(&state.before) {
-            lately.push(now.wrapping_sub(*before), GFP_KERNEL)?;
-        }
-        state.before = now;
-        let loads = loads.get_mut(..here).unwrap_or_default();
-        let moved = rss::rebalance(
-            rss.table.entries_mut(),
-            &lately,
-            loads,
-            max.min(MAX_ENTRIES),
-        );
-        if moved > 0 {
-            rss.even = false;
-            self.0.steer(rss, &mut rtnl)?;
-        }
-        Ok(moved)
+        self.0.steer.rebalance(&mut Rtnl::lock(), max)
     }
 }
 

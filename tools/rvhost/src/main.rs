@@ -117,8 +117,8 @@ enum Command {
     },
     /// Show or change who of a guest's queues gets which flow
     ///
-    /// For queues on a network device: TAPs and MacVTaps steer by themselves. Takes the device's
-    /// file from the process that has it, which is for root.
+    /// For queues on a network device or MacVTap: TAPs steer by themselves, and a MacVTap does until
+    /// something is set. Takes the device's file from the process that has it, which is for root.
     #[command(subcommand)]
     Rss(Rss),
     /// Look whether this host is ready, and tell what to do if not
@@ -353,7 +353,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
                 }
             }
             if which.json {
-                let all = ports.iter().map(rss::Port::json);
+                let all = ports.iter().filter_map(|port| port.json().transpose());
                 let all = all.collect::<Result<Vec<_>>>()?;
                 println!("{:#}", serde_json::json!({ "version": 1, "ports": all }));
             }

@@ -195,7 +195,8 @@ pub(crate) fn ports(found: &Found) -> Result<Vec<Port>> {
     let mut ports: Vec<Port> = Vec::new();
     for open in &found.open {
         let mut queues = open.device.queues.iter();
-        let Some(queue) = queues.find(|queue| queue.backend == "netdev") else {
+        let steerable = ["netdev", "macvtap"];
+        let Some(queue) = queues.find(|queue| steerable.contains(&&*queue.backend)) else {
             continue;
         };
         let netdev = queue.netdev.clone().unwrap_or_default();
@@ -213,9 +214,7 @@ pub(crate) fn ports(found: &Found) -> Result<Vec<Port>> {
         }
     }
     if ports.is_empty() {
-        bail!(
-            "none of these has a queue on a network device: TAPs and MacVTaps steer by themselves"
-        );
+        bail!("none of these has a queue on a network device or MacVTap: TAPs steer by themselves");
     }
     Ok(ports)
 }
@@ -257,10 +256,19 @@ impl Port {
         Ok(())
     }
 
-    fn get(&self) -> Result<Raw> {
+    /// How it distributes; nothing if its device, a MacVTap, does.
+    fn get(&self) -> Result<Option<Raw>> {
         let mut raw = Raw::new();
-        self.call(GET, &mut raw)?;
-        Ok(raw)
+        match self.call(GET, &mut raw) {
+            Ok(()) => Ok(Some(raw)),
+            Err(error) => {
+                let errno = error.downcast_ref::<io::Error>();
+                match errno.and_then(io::Error::raw_os_error) {
+                    Some(libc::ENOTCONN) => Ok(None),
+                    _ => Err(error),
+                }
+            }
+        }
     }
 
     /// Changes how it distributes.
@@ -281,7 +289,14 @@ impl Port {
 
     /// How it distributes, as text.
     pub(crate) fn text(&self) -> Result<String> {
-        let raw = self.get()?;
+        let Some(raw) = self.get()? else {
+            return Ok(format!(
+                "{}: {} queue pairs (devices {}), over which the MacVTap distributes as it likes\n",
+                self.name(),
+                self.devices.len(),
+                list(&self.devices),
+            ));
+        };
         let even = if raw.flags & F_EVEN != 0 {
             ", even"
         } else {
@@ -304,14 +319,16 @@ impl Port {
         Ok(out)
     }
 
-    /// The same as JSON.
-    pub(crate) fn json(&self) -> Result<Value> {
-        let raw = self.get()?;
+    /// The same as JSON; nothing if its device distributes.
+    pub(crate) fn json(&self) -> Result<Option<Value>> {
+        let Some(raw) = self.get()? else {
+            return Ok(None);
+        };
         let loads: Vec<_> = loads(&raw)
             .into_iter()
             .map(|(queue, entries, packets)| json!({ "queue": queue, "entries": entries, "packets": packets }))
             .collect();
-        Ok(json!({
+        Ok(Some(json!({
             "vm": self.vm,
             "netdev": self.netdev,
             "devices": self.devices,
@@ -322,7 +339,7 @@ impl Port {
             "table": raw.table(),
             "carried": &raw.carried[..raw.table().len()],
             "queues": loads,
-        }))
+        })))
     }
 }
 

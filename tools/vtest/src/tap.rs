@@ -100,14 +100,7 @@ impl Tap {
             tap.set_header(options.header)?;
         }
         tap.set_sndbuf(options.sndbuf)?;
-        // SAFETY: The fd is a tun file; the argument is passed by value.
-        check("TUNSETOFFLOAD", unsafe {
-            ioctl_with_val(
-                &tap.file,
-                TUNSETOFFLOAD(),
-                libc::c_ulong::from(options.offloads),
-            )
-        })?;
+        tap.set_offloads(options.offloads)?;
         if let Some(mtu) = options.mtu {
             net::set_mtu(name, mtu)?;
         }
@@ -126,7 +119,12 @@ impl Tap {
         let index = 100_000 + std::process::id() as i32;
         net::add_vtap(kind, parent, name, index)?;
         net::set_up(name, true)?;
-        let path = format!("/dev/tap{index}");
+        Self::open_vtap_queue(name, options)
+    }
+
+    /// Opens one more queue of a MacVTap or IPVTap.
+    pub(crate) fn open_vtap_queue(name: &str, options: &TapOptions) -> Result<Self> {
+        let path = format!("/dev/tap{}", net::index(name)?);
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -134,7 +132,7 @@ impl Tap {
             .open(&path)
             .context(path)?;
         let mut req = net::ifreq(name)?;
-        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
         req.ifr_ifru.ifru_flags = flags as libc::c_short;
         // SAFETY: The fd is a macvtap file and `req` a valid ifreq.
         check("TUNSETIFF", unsafe {
@@ -241,6 +239,14 @@ impl Tap {
         let fd: libc::c_int = program.map_or(-1, AsRawFd::as_raw_fd);
         // SAFETY: The fd is a tun file and the argument a valid int.
         check(what, unsafe { ioctl_with_ref(&self.file, number, &fd) })
+    }
+
+    /// Says what its reader takes: `TUN_F_*`.
+    pub(crate) fn set_offloads(&self, offloads: u32) -> Result<()> {
+        // SAFETY: The fd is a tun file; the argument is passed by value.
+        check("TUNSETOFFLOAD", unsafe {
+            ioctl_with_val(&self.file, TUNSETOFFLOAD(), libc::c_ulong::from(offloads))
+        })
     }
 
     /// Limits what may be in flight.

@@ -48,6 +48,7 @@ mod restart;
 mod shapes;
 mod stats;
 mod steering;
+mod steering_macvtap;
 mod stress;
 mod waits;
 mod worker;
@@ -117,6 +118,7 @@ pub(crate) fn all() -> Vec<Case> {
     front::register(&mut table);
     front_vhost::register(&mut table);
     steering::register(&mut table);
+    steering_macvtap::register(&mut table);
     compat32::register(&mut table);
     worker::register(&mut table);
     restart::register(&mut table);

@@ -11,6 +11,7 @@ use anyhow::Result;
 use super::netdev;
 use super::netdev::FAR;
 use super::netdev::NEAR;
+use super::steering_macvtap;
 use crate::case::skip;
 use crate::case::Ctx;
 use crate::case::Module;
@@ -45,42 +46,60 @@ const SUITE: [u8; 40] = [
     0x6a, 0x42, 0xb7, 0x3b, 0xbe, 0xac, 0x01, 0xfa,
 ];
 
+/// Makes so many queue pairs with these features that are steered.
+type Make = fn(&Ctx, usize, u64) -> Result<Port>;
+
 pub(super) fn register(table: &mut Table) {
-    table.add_long(
-        "steering::ten_thousand_flows_stay_and_are_even",
-        Duration::from_secs(300),
-        even,
-    );
-    table.add(
-        "steering::flow_falls_on_the_entry_of_its_published_hash",
-        published,
-    );
-    table.add("steering::moved_entries_move_their_flows_only", moved);
-    table.add_long(
-        "steering::table_changes_while_packets_flow",
-        Duration::from_secs(120),
-        live,
-    );
-    table.add_long(
-        "steering::entries_that_move_disturb_no_other_flow",
-        Duration::from_secs(300),
-        undisturbed,
-    );
-    table.add(
-        "steering::unclassified_packets_go_where_it_is_said",
-        unclassified,
-    );
-    table.add(
-        "steering::symmetric_key_keeps_both_directions_together",
-        symmetric,
-    );
-    table.add("steering::rebalancing_evens_out", rebalanced);
-    table.add(
-        "steering::stopped_queue_leaves_its_flows_to_others",
-        handed_over,
-    );
-    table.add("steering::settings_are_read_back_and_checked", settings);
-    table.add("steering::hash_is_reported_with_each_packet", reported);
+    for (on, make) in [
+        ("", Port::on_veth as Make),
+        ("macvtap_", steering_macvtap::steered),
+    ] {
+        let long = Duration::from_secs(300);
+        let name = |name| format!("steering::{on}{name}");
+        table.add_long(
+            name("ten_thousand_flows_stay_and_are_even"),
+            long,
+            move |ctx| even(ctx, make),
+        );
+        table.add(
+            name("flow_falls_on_the_entry_of_its_published_hash"),
+            move |ctx| published(ctx, make),
+        );
+        table.add(name("moved_entries_move_their_flows_only"), move |ctx| {
+            moved(ctx, make)
+        });
+        table.add_long(
+            name("table_changes_while_packets_flow"),
+            Duration::from_secs(120),
+            move |ctx| live(ctx, make),
+        );
+        table.add_long(
+            name("entries_that_move_disturb_no_other_flow"),
+            long,
+            move |ctx| undisturbed(ctx, make),
+        );
+        table.add(
+            name("unclassified_packets_go_where_it_is_said"),
+            move |ctx| unclassified(ctx, make),
+        );
+        table.add(
+            name("symmetric_key_keeps_both_directions_together"),
+            move |ctx| symmetric(ctx, make),
+        );
+        table.add(name("rebalancing_evens_out"), move |ctx| {
+            rebalanced(ctx, make)
+        });
+        table.add(
+            name("stopped_queue_leaves_its_flows_to_others"),
+            move |ctx| handed_over(ctx, make),
+        );
+        table.add(name("settings_are_read_back_and_checked"), move |ctx| {
+            settings(ctx, make)
+        });
+        table.add(name("hash_is_reported_with_each_packet"), move |ctx| {
+            reported(ctx, make)
+        });
+    }
     table.add("steering::no_hash_is_reported_from_a_tap", reported_by_tap);
 }
 
@@ -98,7 +117,7 @@ fn udp(from: [u8; 4], to: [u8; 4], ports: [u16; 2], number: u32) -> Vec<u8> {
 }
 
 /// One of many flows.
-fn flow(i: u32) -> Vec<u8> {
+pub(super) fn flow(i: u32) -> Vec<u8> {
     let [_, a, b, c] = (i / 4).to_be_bytes();
     udp(
         [10, a, b, c],
@@ -108,17 +127,15 @@ fn flow(i: u32) -> Vec<u8> {
     )
 }
 
-struct Port {
-    pairs: Vec<Vmm>,
-    far: Wire,
+/// Queue pairs on one device.
+pub(super) struct Port {
+    pub(super) pairs: Vec<Vmm>,
+    /// The far end of what the device is connected to.
+    pub(super) far: Wire,
 }
 
 impl Port {
-    fn new(ctx: &Ctx, count: usize) -> Result<Self> {
-        Self::with(ctx, count, feature::VERSION_1)
-    }
-
-    fn with(ctx: &Ctx, count: usize, features: u64) -> Result<Self> {
+    fn on_veth(ctx: &Ctx, count: usize, features: u64) -> Result<Self> {
         let mut pairs = Vec::new();
         for i in 0..count {
             let mut vmm = netdev::stopped(ctx, features, &format!("vt{i}"))?;
@@ -137,7 +154,7 @@ impl Port {
         Ok(Self { pairs, far })
     }
 
-    fn set(&self, change: impl FnOnce(&mut Rss)) -> Outcome {
+    pub(super) fn set(&self, change: impl FnOnce(&mut Rss)) -> Outcome {
         let mut rss = none();
         change(&mut rss);
         self.pairs[0]
@@ -146,7 +163,7 @@ impl Port {
             .put(ioctl::RVHOST_NET_SET_RSS(), &rss)
     }
 
-    fn get(&self) -> Result<Rss> {
+    pub(super) fn get(&self) -> Result<Rss> {
         let mut rss = none();
         self.pairs[0]
             .vhost
@@ -169,7 +186,7 @@ impl Port {
     }
 
     /// Sets the table's entries.
-    fn set_table(&self, entries: &[u16]) -> Result<()> {
+    pub(super) fn set_table(&self, entries: &[u16]) -> Result<()> {
         self.set(|rss| {
             rss.flags = TABLE;
             rss.table_len = entries.len() as u16;
@@ -181,7 +198,7 @@ impl Port {
 
     /// Sends frames, no more than the queues have buffers for, and returns on which queue each
     /// one arrived; those on one queue must be in order.
-    fn carry(&mut self, frames: &[Vec<u8>]) -> Result<Vec<usize>> {
+    pub(super) fn carry(&mut self, frames: &[Vec<u8>]) -> Result<Vec<usize>> {
         for frame in frames {
             self.far.send(&NetHdr::default(), frame)?;
         }
@@ -204,7 +221,7 @@ impl Port {
             .collect()
     }
 
-    fn receive_any(&mut self) -> Result<(usize, Vec<u8>)> {
+    pub(super) fn receive_any(&mut self) -> Result<(usize, Vec<u8>)> {
         let pairs = &mut self.pairs;
         poll::wait_for("a packet on any queue", || {
             for (i, vmm) in pairs.iter_mut().enumerate() {
@@ -233,9 +250,9 @@ pub(super) fn none() -> Rss {
     }
 }
 
-fn even(ctx: &Ctx) -> Result<()> {
+fn even(ctx: &Ctx, make: Make) -> Result<()> {
     const FLOWS: u32 = 10_000;
-    let mut port = Port::new(ctx, 4)?;
+    let mut port = make(ctx, 4, feature::VERSION_1)?;
     // A known key: the spread of a random one is random.
     port.set(|rss| {
         rss.flags = KEY;
@@ -269,8 +286,8 @@ fn even(ctx: &Ctx) -> Result<()> {
     )
 }
 
-fn published(ctx: &Ctx) -> Result<()> {
-    let mut port = Port::new(ctx, 2)?;
+fn published(ctx: &Ctx, make: Make) -> Result<()> {
+    let mut port = make(ctx, 2, feature::VERSION_1)?;
     let (from, to) = ([66, 9, 149, 187], [161, 142, 100, 80]);
     let frame = udp(from, to, [2794, 1766], 0);
     for (types, hash) in [(1 << 2, 0x51cc_c178u32), (1 << 0, 0x323e_8fc2)] {
@@ -283,8 +300,8 @@ fn published(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-fn moved(ctx: &Ctx) -> Result<()> {
-    let mut port = Port::new(ctx, 4)?;
+fn moved(ctx: &Ctx, make: Make) -> Result<()> {
+    let mut port = make(ctx, 4, feature::VERSION_1)?;
     let frames: Vec<_> = (0..200).map(flow).collect();
     let before = port.carry(&frames)?;
     let rss = port.get()?;
@@ -301,8 +318,8 @@ fn moved(ctx: &Ctx) -> Result<()> {
     expect("queues", after, expected.collect())
 }
 
-fn live(ctx: &Ctx) -> Result<()> {
-    let mut port = Port::new(ctx, 4)?;
+fn live(ctx: &Ctx, make: Make) -> Result<()> {
+    let mut port = make(ctx, 4, feature::VERSION_1)?;
     let mut turn = 0u16;
     for round in 0..50 {
         let frames: Vec<_> = (0..100).map(|i| flow(100 * round + i)).collect();
@@ -326,10 +343,10 @@ fn live(ctx: &Ctx) -> Result<()> {
 
 /// While packets of many flows are under way, every other entry moves on, again and again: nothing is
 /// lost, and the flows of entries that stay keep queue and order.
-fn undisturbed(ctx: &Ctx) -> Result<()> {
+fn undisturbed(ctx: &Ctx, make: Make) -> Result<()> {
     const FLOWS: u32 = 64;
     const ROUNDS: u32 = 80;
-    let mut port = Port::new(ctx, 4)?;
+    let mut port = make(ctx, 4, feature::VERSION_1)?;
     let packet = |flow: u32, number: u32| {
         let from = [10, 1, 2, flow as u8];
         let ports = [20_000 + 7 * flow as u16, 443];
@@ -393,8 +410,8 @@ fn undisturbed(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-fn unclassified(ctx: &Ctx) -> Result<()> {
-    let mut port = Port::new(ctx, 3)?;
+fn unclassified(ctx: &Ctx, make: Make) -> Result<()> {
+    let mut port = make(ctx, 3, feature::VERSION_1)?;
     let other = port.pairs[0].rx_frames.plain(100);
     for queue in [2u16, 0, 1] {
         port.set(|rss| {
@@ -412,8 +429,8 @@ fn unclassified(ctx: &Ctx) -> Result<()> {
     expect("queues", port.carry(&frames)?, vec![1; 50])
 }
 
-fn symmetric(ctx: &Ctx) -> Result<()> {
-    let mut port = Port::new(ctx, 4)?;
+fn symmetric(ctx: &Ctx, make: Make) -> Result<()> {
+    let mut port = make(ctx, 4, feature::VERSION_1)?;
     port.set(|rss| rss.flags = SYMMETRIC)
         .context("RVHOST_NET_SET_RSS")?;
     let mut used = [false; 4];
@@ -433,8 +450,8 @@ fn symmetric(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-fn rebalanced(ctx: &Ctx) -> Result<()> {
-    let mut port = Port::new(ctx, 4)?;
+fn rebalanced(ctx: &Ctx, make: Make) -> Result<()> {
+    let mut port = make(ctx, 4, feature::VERSION_1)?;
     let frames: Vec<_> = (0..200).map(flow).collect();
     let spread = |at: &[usize]| {
         let mut counts = [0u32; 4];
@@ -462,8 +479,8 @@ fn rebalanced(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-fn handed_over(ctx: &Ctx) -> Result<()> {
-    let mut port = Port::new(ctx, 4)?;
+fn handed_over(ctx: &Ctx, make: Make) -> Result<()> {
+    let mut port = make(ctx, 4, feature::VERSION_1)?;
     let frames: Vec<_> = (0..200).map(flow).collect();
     for (even, stopped) in [(true, 3), (false, 1)] {
         if !even {
@@ -476,8 +493,8 @@ fn handed_over(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-fn settings(ctx: &Ctx) -> Result<()> {
-    let port = Port::new(ctx, 3)?;
+fn settings(ctx: &Ctx, make: Make) -> Result<()> {
+    let port = make(ctx, 3, feature::VERSION_1)?;
     let rss = port.get()?;
     expect("flags", rss.flags, EVEN)?;
     expect("hash types", rss.hash_types, 0x1ff)?;
@@ -536,9 +553,9 @@ fn settings(ctx: &Ctx) -> Result<()> {
     expect("on no port", port.set(|_| {}), Err(Errno(libc::ENOTCONN)))
 }
 
-fn reported(ctx: &Ctx) -> Result<()> {
+fn reported(ctx: &Ctx, make: Make) -> Result<()> {
     let features = feature::VERSION_1 | feature::MRG_RXBUF | feature::HASH_REPORT;
-    let mut port = Port::with(ctx, 1, features)?;
+    let mut port = make(ctx, 1, features)?;
     let (from, to) = ([66, 9, 149, 187], [161, 142, 100, 80]);
     let frame = udp(from, to, [2794, 1766], 0);
     for (types, hash) in [
