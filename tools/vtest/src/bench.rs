@@ -209,6 +209,7 @@ pub(crate) fn run(args: &BenchArgs, module: Module) -> Result<bool> {
         module: args.module.unwrap_or(module),
         seed: 1,
         cycles: 0,
+        card: None,
     };
     let mut figures = Figures::default();
     match args.what {

@@ -65,6 +65,17 @@ pub(crate) struct Ctx {
     pub(crate) seed: u64,
     /// Rounds of the cases that repeat something many times.
     pub(crate) cycles: u32,
+    /// A network card whose functions cases may take.
+    pub(crate) card: Option<Card>,
+}
+
+/// A network card with virtual functions, and what it is connected to.
+#[derive(Clone, Debug)]
+pub(crate) struct Card {
+    /// Its address on the PCI bus.
+    pub(crate) address: String,
+    /// The interface at the other end of its cable.
+    pub(crate) peer: String,
 }
 
 /// What the running case has noted. Each case runs in a process of its own.

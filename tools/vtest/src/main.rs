@@ -20,6 +20,7 @@ use clap::Parser;
 use clap::Subcommand;
 
 use crate::bench::BenchArgs;
+use crate::case::Card;
 use crate::case::Case;
 use crate::case::Ctx;
 use crate::case::Module;
@@ -115,6 +116,12 @@ struct RunArgs {
     /// hundreds of calls of those that call at random.
     #[arg(long, default_value_t = 1000)]
     cycles: u32,
+    /// PCI address of a network card with virtual functions, which cases make, use and remove.
+    #[arg(long, requires = "peer")]
+    card: Option<String>,
+    /// The interface that its port is connected to; nobody else may use either.
+    #[arg(long, requires = "card")]
+    peer: Option<String>,
 }
 
 #[derive(Args)]
@@ -210,6 +217,11 @@ fn run(args: &RunArgs) -> Result<bool> {
         module: args.module.unwrap_or_else(loaded_module),
         seed: args.seed,
         cycles: args.cycles,
+        card: args
+            .card
+            .clone()
+            .zip(args.peer.clone())
+            .map(|(address, peer)| Card { address, peer }),
     };
     device::open(&ctx.device).context("is the module loaded?")?;
     let threats = threats::all(&cases::all())?;

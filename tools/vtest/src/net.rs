@@ -4,6 +4,7 @@
 
 use std::ffi::CString;
 use std::fs;
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::fd::FromRawFd;
@@ -26,6 +27,39 @@ pub(crate) fn own_namespace() -> Result<()> {
     for scope in ["all", "default"] {
         // Absent where the kernel has no IPv6: then it is quiet as it is.
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1");
+    }
+    Ok(())
+}
+
+/// The network namespace of a process.
+pub(crate) fn namespace_of(pid: libc::pid_t) -> Result<File> {
+    let path = format!("/proc/{pid}/ns/net");
+    File::open(&path).context(path)
+}
+
+/// Does `body` in another network namespace.
+pub(crate) fn inside<T>(namespace: &File, body: impl FnOnce() -> Result<T>) -> Result<T> {
+    let own = namespace_of(std::process::id() as libc::pid_t)?;
+    enter(namespace)?;
+    let result = body();
+    enter(&own)?;
+    result
+}
+
+/// A fresh namespace beside this process's own; it goes with its last file, socket or process.
+pub(crate) fn another_namespace() -> Result<File> {
+    let pid = std::process::id() as libc::pid_t;
+    let own = namespace_of(pid)?;
+    own_namespace()?;
+    let other = namespace_of(pid);
+    enter(&own)?;
+    other
+}
+
+fn enter(namespace: &File) -> Result<()> {
+    // SAFETY: No memory is involved; the process is single-threaded.
+    if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
+        return Err(io::Error::last_os_error()).context("setns(CLONE_NEWNET)");
     }
     Ok(())
 }
@@ -141,6 +175,29 @@ pub(crate) fn move_to(name: &str, pid: libc::pid_t) -> Result<()> {
     let attributes = attribute(libc::IFLA_NET_NS_PID, &pid.to_ne_bytes());
     link_request(libc::RTM_NEWLINK, 0, index(name)?, &attributes)
         .with_context(|| format!("moving {name}"))
+}
+
+/// Moves an interface into a network namespace that is open.
+pub(crate) fn move_into(name: &str, namespace: &File) -> Result<()> {
+    let attributes = attribute(libc::IFLA_NET_NS_FD, &namespace.as_raw_fd().to_ne_bytes());
+    link_request(libc::RTM_NEWLINK, 0, index(name)?, &attributes)
+        .with_context(|| format!("moving {name}"))
+}
+
+/// Gives an interface a hardware address.
+pub(crate) fn set_address(name: &str, mac: [u8; 6]) -> Result<()> {
+    let attributes = attribute(libc::IFLA_ADDRESS, &mac);
+    link_request(libc::RTM_NEWLINK, 0, index(name)?, &attributes)
+        .with_context(|| format!("address of {name}"))
+}
+
+/// Waits until an interface that is up can carry packets.
+pub(crate) fn wait_carrier(name: &str) -> Result<()> {
+    // Drivers of cards look every two seconds.
+    let limit = 3 * poll::PATIENCE;
+    poll::wait_at_most(limit, &format!("the carrier of {name}"), || {
+        Ok((flags(name)? & libc::IFF_RUNNING != 0).then_some(()))
+    })
 }
 
 /// Makes a bridge that sends nothing of its own: no reports of multicast groups either.

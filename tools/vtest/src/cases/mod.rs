@@ -39,6 +39,7 @@ mod misses;
 mod multi;
 mod netdev;
 mod netdev_changes;
+mod netdev_kinds;
 mod netdev_tc;
 mod notify;
 mod owner;
@@ -46,6 +47,7 @@ mod processes;
 mod random;
 mod restart;
 mod shapes;
+mod sriov;
 mod stats;
 mod steering;
 mod steering_macvtap;
@@ -56,13 +58,14 @@ mod xdp;
 
 /// Groups that carry traffic in bulk: what they show about the interface,
 /// others show in less time.
-const BULK: [&str; 8] = [
+const BULK: [&str; 9] = [
     "data::",
     "fault::",
     "fuzz::",
     "index::",
     "lifetime::",
     "shapes::",
+    "sriov::",
     "stress::",
     "xdp::",
 ];
@@ -114,9 +117,11 @@ pub(crate) fn all() -> Vec<Case> {
     macvtap::register(&mut table);
     netdev::register(&mut table);
     netdev_changes::register(&mut table);
+    netdev_kinds::register(&mut table);
     netdev_tc::register(&mut table);
     front::register(&mut table);
     front_vhost::register(&mut table);
+    sriov::register(&mut table);
     steering::register(&mut table);
     steering_macvtap::register(&mut table);
     compat32::register(&mut table);

@@ -76,7 +76,6 @@ pub(super) fn register(table: &mut Table) {
     table.add("netdev::needs_the_capability", capability);
     table.add("netdev::refuses_what_is_no_place_for_it", refused);
     table.add("netdev::belongs_to_one_owner", one_owner);
-    table.add("netdev::cannot_be_enslaved_meanwhile", enslaved);
 }
 
 /// What is to run on `name`.
@@ -275,7 +274,7 @@ fn rx_segmented(ctx: &Ctx) -> Result<()> {
 }
 
 /// Whether the checksum of TCP over IPv4 without options is right.
-fn tcp_sum_is_right(frame: &[u8]) -> bool {
+pub(super) fn tcp_sum_is_right(frame: &[u8]) -> bool {
     let tcp = &frame[34..];
     let mut sum = 6 + tcp.len() as u32;
     for pair in frame[26..].chunks(2) {
@@ -634,18 +633,6 @@ fn one_owner(ctx: &Ctx) -> Result<()> {
     )?;
     drop(vmm);
     bind(&second, &taken)
-}
-
-fn enslaved(ctx: &Ctx) -> Result<()> {
-    let mut vmm = on_veth(ctx, V1, 0)?;
-    vmm.post_rx(8, &[2048])?;
-    ensure!(
-        net::add_macvlan(NEAR, "mv", GUEST_MAC).is_err(),
-        "a MacVLAN was put on a device that is in use"
-    );
-    vmm.check_alive()?;
-    vmm.stop()?;
-    net::add_macvlan(NEAR, "mv", GUEST_MAC)
 }
 
 /// Runs a program of the machine.

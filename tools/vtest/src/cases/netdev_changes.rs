@@ -20,9 +20,9 @@ use crate::case::Ctx;
 use crate::case::Table;
 use crate::fdinfo::Fdinfo;
 use crate::frame::NetHdr;
+use crate::frame::GUEST_MAC;
 use crate::ioctl::Netdev;
 use crate::net;
-use crate::poll;
 use crate::traffic::expect;
 use crate::traffic::Split;
 
@@ -31,6 +31,7 @@ const PROMISC: u32 = 1;
 pub(super) fn register(table: &mut Table) {
     table.add("netdev::down_and_up_resumes", down);
     table.add("netdev::renamed_while_it_runs", renamed);
+    table.add("netdev::cannot_be_enslaved_meanwhile", enslaved);
     table.add("netdev::promiscuity_is_set_only_if_asked_for", promiscuity);
 }
 
@@ -49,9 +50,7 @@ fn down(ctx: &Ctx) -> Result<()> {
         net::set_up(NEAR, true)?;
         // The carrier takes a moment, at each end.
         for name in [NEAR, FAR] {
-            poll::wait_for("the carrier", || {
-                Ok((net::flags(name)? & libc::IFF_RUNNING != 0).then_some(()))
-            })?;
+            net::wait_carrier(name)?;
         }
     }
     vmm.check_alive()?;
@@ -72,6 +71,32 @@ fn renamed(ctx: &Ctx) -> Result<()> {
         }
     }
     vmm.check_quiet()
+}
+
+fn enslaved(ctx: &Ctx) -> Result<()> {
+    let mut vmm = on_veth(ctx, V1, 0)?;
+    vmm.post_rx(8, &[2048])?;
+    ensure!(
+        net::add_macvlan(NEAR, "mv", GUEST_MAC).is_err(),
+        "a MacVLAN was put on a device that is in use"
+    );
+    net::add_bridge("bridge")?;
+    tool("ip", &["link", "add", "bond", "type", "bond"])?;
+    for master in ["bridge", "bond"] {
+        // A bond takes none that is up.
+        net::set_up(NEAR, false)?;
+        ensure!(
+            net::enslave(NEAR, master).is_err(),
+            "a device that is in use was put into a {master}"
+        );
+        net::set_up(NEAR, true)?;
+        for name in [NEAR, FAR] {
+            net::wait_carrier(name)?;
+        }
+        vmm.check_alive()?;
+    }
+    vmm.stop()?;
+    net::enslave(NEAR, "bridge")
 }
 
 /// How many want all that passes the device.
