@@ -28,8 +28,8 @@ rounds: ## what VMMs do with a running device: migration, hot-plug, ... (ROUNDS=
 	@MODULE=$(MODULE) scripts/e2e/rounds $(ROUNDS)
 vtest: ## the user-space client against the module (MODULE=c: against C vhost_net)
 	@scripts/vtest $(or $(MODULE),rust)
-test-backends: ## what queues run on, and steering (part of 'test'; DEBUG=1: debug kernel)
-	@scripts/vtest rust --filter backend:: --filter multi:: --filter netdev:: --filter steering::
+test-backends: ## what queues run on, with guests on it, and steering (short in 'test'; DEBUG=1: debug kernel)
+	@scripts/test backends
 abi: ## compare with C vhost_net, behaviour by behaviour; writes Documentation/compat.rst (MODULE=c|rust: only list)
 	@scripts/abi $(MODULE)
 hostile: ## attack the module, threat by threat, on the debug kernel (THREATS='BC A9 kill': parts; MODULE=c)
