@@ -16,8 +16,8 @@ use crate::{
             PollHook, //
         },
         port::{
+            outlet::Outlet,
             vtap::VtapQueue,
-            Port,
             PortQueue, //
         },
         socket::Socket,
@@ -40,7 +40,7 @@ pub(crate) enum Endpoint {
     /// What a network device receives for this queue.
     Inlet(PortQueue),
     /// A network device that transmits.
-    Outlet(Port),
+    Outlet(Outlet),
     /// Both, by a file that stands for them.
     Front(FileRef, Arc<Queue>),
 }
@@ -64,7 +64,7 @@ impl Endpoint {
             Self::Tap(tap) => Place::File(tap.socket().file().clone()),
             Self::Packet(socket) => Place::File(socket.file().clone()),
             Self::Inlet(queue) => Place::Netdev(queue.port().clone()),
-            Self::Outlet(port) => Place::Netdev(port.clone()),
+            Self::Outlet(outlet) => Place::Netdev(outlet.port().clone()),
             Self::Front(_, queue) => Place::Netdev(queue.port().clone()),
         }
     }
@@ -76,7 +76,7 @@ impl Endpoint {
             Self::Tap(tap) if receives => VtapQueue::join(tap, hashes)?.map(PortPlace::Vtap),
             Self::Tap(_) | Self::Packet(_) => None,
             Self::Inlet(queue) => Some(PortPlace::Port(queue.port().clone())),
-            Self::Outlet(port) => Some(PortPlace::Port(port.clone())),
+            Self::Outlet(outlet) => Some(PortPlace::Port(outlet.port().clone())),
             Self::Front(_, queue) => Some(PortPlace::Port(queue.port().clone())),
         })
     }
@@ -139,6 +139,17 @@ impl Endpoint {
         matches!(self, Self::Tap(_) | Self::Outlet(_) | Self::Front(..)) && self.is_unlimited()
     }
 
+    /// How many bytes it takes, before they are handed over, until it must wait: any number, if that
+    /// is found out by sending.
+    #[inline]
+    pub(crate) fn room(&self) -> usize {
+        match self {
+            Self::Outlet(outlet) => outlet.room(),
+            Self::Front(_, queue) => queue.outlet().room(),
+            Self::Tap(_) | Self::Packet(_) | Self::Inlet(_) => usize::MAX,
+        }
+    }
+
     /// Hands a batch of packets over and empties it. Their headers are `tunnel` ones, or not. Returns
     /// how many it refused, as far as it says so.
     ///
@@ -149,8 +160,8 @@ impl Endpoint {
     pub(crate) fn send_batch(&self, batch: &mut TxBatch, tunnel: bool) -> Result<u32> {
         match self {
             Self::Tap(tap) => tap.send_batch(batch, tunnel).map(|()| 0),
-            Self::Outlet(port) => port.send_batch(batch),
-            Self::Front(_, queue) => queue.port().send_batch(batch),
+            Self::Outlet(outlet) => outlet.send_batch(batch),
+            Self::Front(_, queue) => queue.outlet().send_batch(batch),
             Self::Packet(_) | Self::Inlet(_) => Ok(0),
         }
     }
@@ -174,8 +185,8 @@ impl Endpoint {
                 let socket = self.socket().ok_or(EINVAL)?;
                 socket.send(user, segs, skip, len, more && !socket.is_unlimited())
             }
-            Self::Outlet(port) => port.send(user, segs, skip, len, header),
-            Self::Front(_, queue) => queue.port().send(user, segs, skip, len, header),
+            Self::Outlet(outlet) => outlet.send(user, segs, skip, len, header),
+            Self::Front(_, queue) => queue.outlet().send(user, segs, skip, len, header),
             Self::Inlet(_) => Err(EINVAL),
         }
     }
@@ -208,6 +219,8 @@ pub(crate) struct Backend {
     pub(crate) endpoint: Endpoint,
     /// A network device's queue says so itself.
     hook: Option<Pin<KBox<PollHook>>>,
+    /// Whether it is sent to.
+    sends: bool,
 }
 
 impl Backend {
@@ -229,14 +242,24 @@ impl Backend {
             }
             None => None,
         };
-        Ok(Self { endpoint, hook })
+        let sends = mask & ready::OUT != 0;
+        Ok(Self {
+            endpoint,
+            hook,
+            sends,
+        })
     }
 
     /// Has the bell rung when it is ready next. Returns whether it is ready already.
     pub(crate) fn listen(&mut self) -> bool {
         match (&mut self.hook, &self.endpoint) {
+            // A device that is down takes packets, and drops them.
+            (Some(hook), Endpoint::Front(_, queue)) if self.sends => {
+                hook.as_mut().hook_and_look() || queue.outlet().want()
+            }
             (Some(hook), _) => hook.as_mut().hook_and_look(),
             (None, Endpoint::Inlet(queue)) => queue.want(),
+            (None, Endpoint::Outlet(outlet)) => outlet.want(),
             (None, _) => false,
         }
     }
@@ -246,6 +269,7 @@ impl Backend {
         match (&mut self.hook, &self.endpoint) {
             (Some(hook), _) => hook.as_mut().unhook(),
             (None, Endpoint::Inlet(queue)) => queue.want_none(),
+            (None, Endpoint::Outlet(outlet)) => outlet.want_none(),
             (None, _) => {}
         }
     }

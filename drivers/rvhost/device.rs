@@ -33,6 +33,7 @@ use crate::{
         mm::OwnerMm,
         param,
         port::{
+            outlet::Outlet,
             Port,
             Wanted, //
         },
@@ -517,9 +518,10 @@ impl Owner {
         tx.set_backend(&self.mm, None)?;
         let bell = rx.worker.handoff().bell().clone();
         let inlet = Port::bind(wanted, self.mm.number(), bell, BACKEND)?;
-        let outlet = Endpoint::Outlet(inlet.port().clone());
+        let bell = tx.worker.handoff().bell().clone();
+        let outlet = Outlet::new(inlet.port().clone(), wanted.sndbuf, bell, BACKEND)?;
         rx.set_backend(&self.mm, Some(Endpoint::Inlet(inlet)))?;
-        if let Err(e) = tx.set_backend(&self.mm, Some(outlet)) {
+        if let Err(e) = tx.set_backend(&self.mm, Some(Endpoint::Outlet(outlet))) {
             rx.set_backend(&self.mm, None)?;
             return Err(e);
         }

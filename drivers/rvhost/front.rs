@@ -35,6 +35,7 @@ use crate::{
         file::FileRef,
         poll::ready,
         port::{
+            outlet::Outlet,
             Port,
             PortQueue,
             Wanted,
@@ -116,6 +117,7 @@ pub(crate) struct Opened {
 /// A queue of a network device, as a file stands for it.
 pub(crate) struct Queue {
     inlet: PortQueue,
+    outlet: Outlet,
     name: [u8; FLAGS_AT as usize],
     flags: u16,
     /// Bytes of the header that is read and written with each packet.
@@ -147,6 +149,12 @@ impl Queue {
     #[inline]
     pub(crate) fn inlet(&self) -> &PortQueue {
         &self.inlet
+    }
+
+    /// Where it transmits.
+    #[inline]
+    pub(crate) fn outlet(&self) -> &Outlet {
+        &self.outlet
     }
 
     /// Bytes of the header that goes with each packet.
@@ -238,6 +246,7 @@ impl Opened {
                     return Err(EINVAL);
                 }
                 queue.sndbuf.store(bytes, Relaxed);
+                queue.outlet.set_limit(bytes);
                 Ok(())
             }
             TUNSETPERSIST if arg.0 != 0 => Ok(()),
@@ -277,9 +286,12 @@ impl Opened {
             alone: flags & iff::MULTI_QUEUE == 0,
             offloads: 0,
             ring: RING,
+            sndbuf: i32::MAX,
         };
+        let inlet = Port::bind_file(&wanted, self.waiters.clone())?;
         let queue = Queue {
-            inlet: Port::bind_file(&wanted, self.waiters.clone())?,
+            outlet: Outlet::new_file(inlet.port().clone(), self.waiters.clone())?,
+            inlet,
             name,
             flags: flags & iff::OFFERED,
             // CAST: small.
@@ -405,7 +417,7 @@ impl OpenFile for Front {
         if !queue.port().is_up() {
             return Err(EIO);
         }
-        queue.port().write(from, &base)?;
+        queue.outlet.write(from, &base)?;
         Ok(all)
     }
 
@@ -420,7 +432,7 @@ impl OpenFile for Front {
         if queue.port().is_gone() {
             return ready::ERR;
         }
-        if queue.port().is_up() {
+        if queue.outlet.want() && queue.port().is_up() {
             state |= ready::OUT;
         }
         state

@@ -121,10 +121,14 @@ pub(crate) fn ioctl(port: impl FnOnce() -> Result<Steered>, cmd: u32, arg: Arg) 
 
 /// The argument of `RVHOST_NET_SET_NETDEV`.
 pub(crate) fn netdev(arg: Arg) -> Result<Wanted> {
-    let [ifindex, flags, queue, offloads, ring, a, b, c] = arg.get::<[u32; 8]>(0)?;
-    if flags & !PROMISC != 0 || [a, b, c] != [0; 3] {
+    let [ifindex, flags, queue, offloads, ring, sndbuf, a, b] = arg.get::<[u32; 8]>(0)?;
+    if flags & !PROMISC != 0 || [a, b] != [0; 2] {
         return Err(EINVAL);
     }
+    let sndbuf = match sndbuf {
+        0 => i32::MAX,
+        bytes => bytes.try_into().map_err(|_| EINVAL)?,
+    };
     let queue = match queue {
         ANY_QUEUE => None,
         number => Some(number as usize),
@@ -137,6 +141,7 @@ pub(crate) fn netdev(arg: Arg) -> Result<Wanted> {
         alone: false,
         offloads,
         ring: if ring == 0 { RING } else { ring } as usize,
+        sndbuf,
     })
 }
 

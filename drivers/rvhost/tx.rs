@@ -51,6 +51,9 @@ pub(crate) const MIN_FRAME: usize = 14;
 /// in batches.
 const MIN_LOAN: usize = 4096;
 
+/// What a packet takes of a limit to what is in flight, beyond its own bytes.
+const OVERHEAD: usize = 768;
+
 /// What transmission needs while it runs.
 pub(crate) struct Tx {
     chains: KBox<Chains>,
@@ -121,12 +124,16 @@ impl Tx {
         let batched = endpoint.takes_batches();
         self.batch
             .begin(ring.header.sock, endpoint.wants_headroom());
+        let mut room = endpoint.room();
         let (mut done, mut used, mut bytes) = (0, 0, 0);
-        loop {
+        while room > 0 {
             if batched {
-                let added = self.add_run(ring, user, done, used, &mut bytes);
+                let added = self.add_run(ring, user, done, used, &mut bytes, &mut room);
                 done += added;
                 used += added;
+                if room == 0 {
+                    break;
+                }
             }
             // All are in the batch, or there is something about the next one.
             let Some(&chain) = self.chains.get(done) else {
@@ -143,6 +150,7 @@ impl Tx {
                 Sent::Full => break,
             }
             bytes += chain.len;
+            room = room.saturating_sub(in_flight(&chain));
             done += 1;
         }
         self.hand_over(ring, user, endpoint);
@@ -197,8 +205,8 @@ impl Tx {
     }
 
     /// Adds packets to the batch, from the `from`th chain up to the first of which there is more to
-    /// say, and makes their used elements from the `used`th on. Returns how many, and adds their bytes to
-    /// `bytes`.
+    /// say, or there is no more room, and makes their used elements from the `used`th on. Returns how
+    /// many, adds their bytes to `bytes`, and takes them from `room`.
     #[inline(always)]
     fn add_run(
         &mut self,
@@ -207,6 +215,7 @@ impl Tx {
         from: usize,
         used: usize,
         bytes: &mut u64,
+        room: &mut usize,
     ) -> usize {
         let (skip, header) = (ring.header.vhost, ring.header.sock);
         let slots = self.used.get_mut(used..).unwrap_or(&mut []);
@@ -219,7 +228,8 @@ impl Tx {
                 skip,
                 len,
             };
-            if chain.refused.is_some()
+            if *room == 0
+                || chain.refused.is_some()
                 || len < header + MIN_FRAME
                 || self.batch.add(user, &packet).is_err()
             {
@@ -227,6 +237,7 @@ impl Tx {
             }
             *slot = used_elem(chain.head, 0);
             *bytes += chain.len;
+            *room = room.saturating_sub(in_flight(chain));
             added += 1;
         }
         added
@@ -353,6 +364,13 @@ impl Tx {
             Err(_) => ring.fail(Problem::NoBackend),
         }
     }
+}
+
+/// What the packet of a chain takes of a limit to what is in flight.
+#[inline]
+fn in_flight(chain: &Chain) -> usize {
+    // CAST: as wide on the 64-bit kernels this runs on.
+    (chain.len as usize).saturating_add(OVERHEAD)
 }
 
 /// Tells why a packet did not make it into a batch.

@@ -37,10 +37,20 @@ pub(crate) const MAX_RING: usize = 1 << 16;
 /// Whether the reader wants to hear of the next packet.
 const WANTED: u32 = 1;
 
-/// How the reader of a ring hears of it.
+/// How somebody hears of something.
 pub(super) enum Ear {
     Bell(Arc<Bell>, u32),
     Waiters(Arc<Waiters>),
+}
+
+impl Ear {
+    /// Tells of it.
+    pub(super) fn call(&self) {
+        match self {
+            Self::Bell(bell, event) => bell.ring(*event),
+            Self::Waiters(waiters) => waiters.wake(),
+        }
+    }
 }
 
 /// A ring with one reader, into which any CPU puts packets.
@@ -129,10 +139,7 @@ impl Inlet {
 
     /// Tells the reader that there is something to see.
     pub(super) fn call(&self) {
-        match &self.ear {
-            Ear::Bell(bell, event) => bell.ring(*event),
-            Ear::Waiters(waiters) => waiters.wake(),
-        }
+        self.ear.call();
     }
 
     /// Has the next packet told of. Returns whether there is one already.

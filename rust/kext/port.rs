@@ -24,6 +24,7 @@ use kernel::{
 };
 
 mod front;
+pub(crate) mod outlet;
 pub(crate) mod rss;
 mod steer;
 pub(crate) mod vtap;
@@ -34,9 +35,7 @@ use self::steer::{
 };
 
 use super::{
-    bindings,
-    errno,
-    ifname,
+    bindings, ifname,
     inlet::{
         Ear,
         Inlet, //
@@ -47,27 +46,16 @@ use super::{
         RtnlCell, //
     },
     tun::Packets,
-    usermem::{
-        has_room,
-        UserMem, //
-    },
     wait::{
         Bell,
         Waiters, //
     },
-    xdp::TxBatch, //
-};
-use crate::vcore::{
-    addr::Seg,
-    hdr, //
 };
 
 /// Queues of a port.
 pub(crate) const MAX_QUEUES: usize = 256;
 /// The owner that files are which stand for queues: no address space has this number.
 const FILES: usize = 0;
-/// The longest packet that is transmitted, with its header.
-const MAX_BYTES: usize = (1 << 16) + 64;
 
 /// Which device of the caller's namespace.
 pub(crate) enum Which {
@@ -87,6 +75,8 @@ pub(crate) struct Wanted {
     pub(crate) alone: bool,
     pub(crate) offloads: u32,
     pub(crate) ring: usize,
+    /// Bytes that it may have in flight; `i32::MAX` for any number.
+    pub(crate) sndbuf: i32,
 }
 
 impl Queue for Inlet {
@@ -265,95 +255,6 @@ impl Port {
             return Err(e);
         }
         Ok(Self(shared))
-    }
-
-    /// Transmits a batch of packets and empties it. Returns how many were refused; `EBADFD` if the
-    /// device is gone.
-    #[inline]
-    pub(crate) fn send_batch(&self, batch: &mut TxBatch) -> Result<u32> {
-        let Some((bufs, count, header)) = batch.front() else {
-            return Ok(0);
-        };
-        let refused = self.0.dev.with(|dev| {
-            // SAFETY: The device is there; `count` buffers are filled, with such headers.
-            unsafe { bindings::rvh_dev_transmit(dev.as_ptr(), bufs, count.into(), header) }
-        });
-        match refused {
-            Some(refused) => {
-                // SAFETY: They were all taken over.
-                unsafe { batch.forget(count) };
-                Ok(refused)
-            }
-            None => {
-                batch.clear();
-                Err(errno::ebadfd())
-            }
-        }
-    }
-
-    /// Transmits one packet: the `len` bytes at offset `skip` of `segs`, its header of `header` bytes
-    /// first.
-    ///
-    /// # Errors
-    ///
-    /// `EBADFD` if the device is gone, `EFAULT` if the packet could not be read; anything else means
-    /// that it was refused.
-    pub(crate) fn send(
-        &self,
-        _user: &mut UserMem<'_>,
-        segs: &[Seg],
-        skip: usize,
-        len: usize,
-        header: usize,
-    ) -> Result {
-        if !has_room(segs, skip, len) {
-            return Err(EFAULT);
-        }
-        if header > len || len > MAX_BYTES {
-            return Err(EMSGSIZE);
-        }
-        // Aligned as a header is.
-        let mut base = [0u16; hdr::BASE_BYTES / 2];
-        // SAFETY: `Seg` is laid out as an iovec that is long enough, for the current address space,
-        // as `_user` shows; the addresses are checked on the way.
-        let skb = from_err_ptr(unsafe {
-            bindings::rvh_skb_from_user(
-                segs.as_ptr().cast(),
-                segs.len() as c_ulong,
-                skip,
-                len,
-                header,
-                base.as_mut_ptr().cast(),
-            )
-        })?;
-        // SAFETY: The packet was made just now.
-        unsafe { self.hand_over(skb, &base) }
-    }
-
-    /// Has the device transmit a packet whose header is `base`. `EBADFD` if the device is gone,
-    /// `EINVAL` if the packet is refused.
-    ///
-    /// # Safety
-    ///
-    /// The packet must be valid and the caller's, who gives it up.
-    unsafe fn hand_over(
-        &self,
-        skb: *mut bindings::sk_buff,
-        base: &[u16; hdr::BASE_BYTES / 2],
-    ) -> Result {
-        let sent = self.0.dev.with(|dev| {
-            // SAFETY: The device is there, and the packet ours to give.
-            unsafe { bindings::rvh_skb_transmit(skb, base.as_ptr().cast(), dev.as_ptr()) }
-        });
-        match sent {
-            Some(true) => Ok(()),
-            Some(false) => Err(EINVAL),
-            None => {
-                // SAFETY: The packet is still ours.
-                unsafe { bindings::rvh_skb_free(skb) };
-                Err(errno::ebadfd())
-            }
-        }
     }
 
     /// What the device is called.

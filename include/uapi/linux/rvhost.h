@@ -21,6 +21,8 @@
  * @queue: which of the port, below 256, or RVHOST_NETDEV_ANY_QUEUE
  * @offloads: what the guest takes: TUN_F_* of linux/if_tun.h
  * @ring: packets that may wait for the guest; 0: 1024
+ * @sndbuf: bytes that the queue may have in flight, below 2^31, as TUNSETSNDBUF counts them; 0: any
+ *	number
  * @reserved: 0
  *
  * Runs both virtqueues on a network device, for which CAP_NET_ADMIN is needed. What the device
@@ -30,7 +32,7 @@
  * Each virtqueue is stopped by VHOST_NET_SET_BACKEND with -1.
  *
  * Errors: EPERM: no capability. ENODEV: no such device. EINVAL: no Ethernet device, or an unknown
- * flag. EBUSY: the device is enslaved, or another owner's, or the queue is taken. E2BIG: all are.
+ * flag, or a field out of range. EBUSY: the device is enslaved, or another owner's, or the queue is taken. E2BIG: all are.
  */
 struct rvhost_net_netdev {
 	__u32 ifindex;
@@ -38,7 +40,8 @@ struct rvhost_net_netdev {
 	__u32 queue;
 	__u32 offloads;
 	__u32 ring;
-	__u32 reserved[3];
+	__u32 sndbuf;
+	__u32 reserved[2];
 };
 
 #define RVHOST_NET_SET_NETDEV	_IOW(0xAF, 0xE0, struct rvhost_net_netdev)

@@ -6,6 +6,7 @@
 #include "misc.c"
 #include "netdev.c"
 #include "place.c"
+#include "sender.c"
 #include "port.c"
 #include "socket.c"
 #include "tun.c"

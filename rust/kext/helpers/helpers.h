@@ -148,6 +148,15 @@ bool rvh_vtap_look(struct sk_buff *skb, struct rvh_arrival *arrival);
 int rvh_vtap_index(struct socket *sock, struct net_device *dev, u32 *count);
 void rvh_vtap_mark(struct sk_buff *skb, u32 lead, u64 hash);
 
+/* sender.c: what a queue has in flight */
+struct rvh_sender;
+
+struct rvh_sender *rvh_sender_new(void (*space)(void *data), void *data);
+void rvh_sender_put(struct rvh_sender *sender);
+void rvh_sender_limit(struct rvh_sender *sender, int bytes);
+size_t rvh_sender_room(struct rvh_sender *sender);
+bool rvh_sender_writeable(struct rvh_sender *sender);
+
 /* port.c: network devices whose packets go to rings, and that transmit ours */
 
 /* A packet that arrived. */
@@ -176,12 +185,13 @@ u64 rvh_offload_features(u32 offloads);
 rx_handler_result_t rvh_arrival_claim(struct sk_buff **pskb, struct rvh_arrival *arrival);
 void rvh_arrival_drop(struct sk_buff *skb);
 unsigned int rvh_arrival_deliver(struct ptr_ring *ring, struct sk_buff *skb, u64 features, u64 hash);
-unsigned int rvh_dev_transmit(struct net_device *dev, struct xdp_buff *bufs, unsigned int count,
-			      unsigned int header);
+unsigned int rvh_dev_transmit(struct net_device *dev, struct rvh_sender *sender,
+			      struct xdp_buff *bufs, unsigned int count, unsigned int header);
 struct sk_buff *rvh_skb_from_user(const struct iovec *iov, unsigned long nr, size_t skip,
 				  size_t len, size_t header, void *base);
 struct sk_buff *rvh_skb_from_iter(struct iov_iter *iter, size_t len, size_t linear);
-bool rvh_skb_transmit(struct sk_buff *skb, const void *base, struct net_device *dev);
+bool rvh_skb_transmit(struct sk_buff *skb, const void *base, struct net_device *dev,
+		      struct rvh_sender *sender);
 void rvh_skb_free(struct sk_buff *skb);
 
 /* socket.c: any backend's socket */

@@ -25,7 +25,7 @@ bool rvh_vtap_send(struct socket *sock, struct xdp_buff *bufs, unsigned int coun
 	local_bh_disable();
 	tap = rcu_dereference(q->tap);
 	if (likely(tap)) {
-		refused = rvh_send_all(tap->dev, bufs, count, header, UINT_MAX);
+		refused = rvh_send_all(tap->dev, NULL, bufs, count, header, UINT_MAX);
 		while (tap->count_tx_dropped && refused--)
 			tap->count_tx_dropped(tap);
 	} else {

@@ -230,13 +230,14 @@ static unsigned int rvh_dev_max(const struct net_device *dev)
  * Transmits packets whose headers of @header bytes stand before them, and takes them over. Returns
  * how many were refused. The caller is within an RCU read-side section.
  */
-unsigned int rvh_dev_transmit(struct net_device *dev, struct xdp_buff *bufs, unsigned int count,
-			      unsigned int header)
+unsigned int rvh_dev_transmit(struct net_device *dev, struct rvh_sender *sender,
+			      struct xdp_buff *bufs, unsigned int count, unsigned int header)
 {
+	struct sock *owner = rvh_sender_owner(sender);
 	unsigned int i, refused;
 
 	local_bh_disable();
-	refused = rvh_send_all(dev, bufs, count, header, rvh_dev_max(dev));
+	refused = rvh_send_all(dev, owner, bufs, count, header, rvh_dev_max(dev));
 	for (i = 0; i < refused; i++)
 		dev_core_stats_tx_dropped_inc(dev);
 	local_bh_enable();
@@ -289,13 +290,15 @@ struct sk_buff *rvh_skb_from_user(const struct iovec *iov, unsigned long nr, siz
  * Transmits and takes over @skb, whose header is @base. Returns false if it was refused. The caller
  * is within an RCU read-side section.
  */
-bool rvh_skb_transmit(struct sk_buff *skb, const void *base, struct net_device *dev)
+bool rvh_skb_transmit(struct sk_buff *skb, const void *base, struct net_device *dev,
+		      struct rvh_sender *sender)
 {
 	bool sent;
 
 	local_bh_disable();
 	sent = rvh_frame(skb, base, dev) && rvh_fits(skb, rvh_dev_max(dev));
 	if (sent) {
+		rvh_own(skb, rvh_sender_owner(sender));
 		dev_queue_xmit(skb);
 	} else {
 		dev_core_stats_tx_dropped_inc(dev);

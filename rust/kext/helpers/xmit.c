@@ -342,6 +342,13 @@ static void rvh_run_end(struct rvh_run *run)
 	this_cpu_add(vlan->pcpu_stats->tx_dropped, run->sent.dropped);
 }
 
+/* Has @owner, if there is one, own @skb until it is freed. */
+static void rvh_own(struct sk_buff *skb, struct sock *owner)
+{
+	if (owner)
+		skb_set_owner_w(skb, owner);
+}
+
 /* Sends one packet, in order with @run. */
 static void rvh_send_one(struct sk_buff *skb, struct rvh_run *run)
 {
@@ -368,10 +375,11 @@ static void rvh_send_one(struct sk_buff *skb, struct rvh_run *run)
 
 /*
  * Has @dev send @count packets, each in one piece, of up to @max bytes, and takes them over. Their
- * headers of @header bytes, or none, stand before them. Returns how many were refused.
+ * headers of @header bytes, or none, stand before them. @owner owns them, if there is one. Returns
+ * how many were refused.
  */
-static unsigned int rvh_send_all(struct net_device *dev, struct xdp_buff *bufs, unsigned int count,
-				 unsigned int header, unsigned int max)
+static unsigned int rvh_send_all(struct net_device *dev, struct sock *owner, struct xdp_buff *bufs,
+				 unsigned int count, unsigned int header, unsigned int max)
 {
 	unsigned int i, got, refused = 0;
 	void *skbs[RVH_TX_BATCH];
@@ -388,6 +396,7 @@ static unsigned int rvh_send_all(struct net_device *dev, struct xdp_buff *bufs, 
 		__skb_put(skb, buf->data_end - buf->data);
 		if (likely(rvh_frame(skb, header ? buf->data - header : NULL, dev) &&
 			   rvh_fits(skb, max))) {
+			rvh_own(skb, owner);
 			rvh_send_one(skb, &run);
 			continue;
 		}

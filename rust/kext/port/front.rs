@@ -1,25 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What a port does for files that stand for its queues as a TAP's do.
 
-use kernel::{
-    error::from_err_ptr,
-    iov::IovIterSource,
-    prelude::*, //
-};
+use kernel::prelude::*;
 
 use super::{
     bindings,
     Port,
     PortQueue,
-    Rtnl,
-    MAX_BYTES, //
+    Rtnl, //
 };
-use crate::{
-    kext::{
-        errno,
-        taken::Taken, //
-    },
-    vcore::hdr, //
+use crate::kext::{
+    errno,
+    taken::Taken, //
 };
 
 impl Port {
@@ -50,37 +42,6 @@ impl Port {
             unsafe { bindings::rvh_dev_is_up(dev.as_ptr()) }
         });
         up == Some(true)
-    }
-
-    /// Transmits one packet, all there is in `from`, whose header is `base`.
-    ///
-    /// # Errors
-    ///
-    /// `EBADFD` if the device is gone, `EFAULT` if the packet could not be read, `EMSGSIZE` if it is
-    /// too long; `EINVAL` if the header does not fit it.
-    pub(crate) fn write(
-        &self,
-        from: &mut IovIterSource<'_>,
-        base: &[u8; hdr::BASE_BYTES],
-    ) -> Result {
-        let len = from.len();
-        if len > MAX_BYTES {
-            return Err(EMSGSIZE);
-        }
-        // CAST: u16 to usize widens.
-        let linear = hdr::hdr_len(base) as usize;
-        // SAFETY: The iterator is valid and has so many bytes.
-        let skb = from_err_ptr(unsafe { bindings::rvh_skb_from_iter(from.as_raw(), len, linear) })?;
-        // Aligned as a header is.
-        let mut aligned = [0u16; hdr::BASE_BYTES / 2];
-        for (to, bytes) in aligned.iter_mut().zip(base.chunks_exact(2)) {
-            *to = u16::from_ne_bytes([
-                bytes.first().copied().unwrap_or(0),
-                bytes.get(1).copied().unwrap_or(0),
-            ]);
-        }
-        // SAFETY: The packet was made just now.
-        unsafe { self.hand_over(skb, &aligned) }
     }
 }
 

@@ -76,7 +76,8 @@ pub(crate) struct Netdev {
     pub(crate) queue: u32,
     pub(crate) offloads: u32,
     pub(crate) ring: u32,
-    pub(crate) reserved: [u32; 3],
+    pub(crate) sndbuf: u32,
+    pub(crate) reserved: [u32; 2],
 }
 
 /// `struct rvhost_net_rss`.

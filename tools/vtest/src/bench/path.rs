@@ -135,7 +135,8 @@ fn bind(vmm: &Vmm, name: &str, ring: u32) -> Result<()> {
         queue: u32::MAX,
         offloads: OFFLOADS,
         ring,
-        reserved: [0; 3],
+        sndbuf: 0,
+        reserved: [0; 2],
     };
     vmm.vhost
         .raw()

@@ -41,6 +41,7 @@ mod netdev;
 mod netdev_changes;
 mod netdev_kinds;
 mod netdev_tc;
+mod netdev_waits;
 mod notify;
 mod owner;
 mod processes;
@@ -119,6 +120,7 @@ pub(crate) fn all() -> Vec<Case> {
     netdev_changes::register(&mut table);
     netdev_kinds::register(&mut table);
     netdev_tc::register(&mut table);
+    netdev_waits::register(&mut table);
     front::register(&mut table);
     front_vhost::register(&mut table);
     sriov::register(&mut table);

@@ -86,7 +86,8 @@ pub(super) fn wanted(name: &str) -> Result<Netdev> {
         queue: u32::MAX,
         offloads: 0,
         ring: 0,
-        reserved: [0; 3],
+        sndbuf: 0,
+        reserved: [0; 2],
     })
 }
 
@@ -587,7 +588,7 @@ fn refused(ctx: &Ctx) -> Result<()> {
         (
             "reserved",
             Netdev {
-                reserved: [0, 0, 1],
+                reserved: [0, 1],
                 ..good
             },
             libc::EINVAL,

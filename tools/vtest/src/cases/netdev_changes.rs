@@ -47,14 +47,19 @@ fn down(ctx: &Ctx) -> Result<()> {
             vmm.tx.flush()?;
             vmm.tx.wait_used()?;
         }
-        net::set_up(NEAR, true)?;
-        // The carrier takes a moment, at each end.
-        for name in [NEAR, FAR] {
-            net::wait_carrier(name)?;
-        }
+        up_again()?;
     }
     vmm.check_alive()?;
     vmm.check_quiet()
+}
+
+/// Brings the device up. The carrier takes a moment, at each end.
+pub(super) fn up_again() -> Result<()> {
+    net::set_up(NEAR, true)?;
+    for name in [NEAR, FAR] {
+        net::wait_carrier(name)?;
+    }
+    Ok(())
 }
 
 fn renamed(ctx: &Ctx) -> Result<()> {
