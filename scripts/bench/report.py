@@ -314,7 +314,7 @@ What does a packet cost?
 How do packets get to a network card?
 =====================================
 
-64 B packets between a guest and a card. C vhost_net goes by a TAP in a bridge with the card, or by a
+64 B packets of UDP over IPv4 between a guest and a card. C vhost_net goes by a TAP in a bridge with the card, or by a
 MacVTap on it; rvhost by the same (the first row of three), by a MacVLAN on it, or by the card itself
 (*netdev*; ``backends.rst``). Instructions are counted as above. For RX, packets come through a veth pair, one end of
 which is the card; what is taken off is the cost of sending the same to a card that drops it. To send to,

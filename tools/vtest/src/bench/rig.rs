@@ -127,8 +127,11 @@ impl Rig {
         let (hdr, frame) = if shape.gso {
             let len = TCP4_HLEN + GSO_SEGMENTS * usize::from(GSO_SIZE);
             vmm.tx_frames.tcp4(len, GSO_SIZE)
-        } else {
+        } else if shape.path == Path::Tap {
             (NetHdr::default(), vmm.tx_frames.plain(shape.size))
+        } else {
+            let frame = vmm.tx_frames.udp4(shape.size, 1000, 1000);
+            (NetHdr::default(), frame)
         };
         let headers = if shape.gso { 10 } else { 0 };
         let mut packet = hdr.bytes(headers);
