@@ -95,8 +95,9 @@ impl Lab {
         let physical = interface(&device)?;
         net::inside(&home, || net::set_up(&physical, true))?;
         let count = device.join("sriov_numvfs");
-        if fs::read_to_string(&count)?.trim() == "0" {
-            fs::write(&count, "1").context("making a virtual function")?;
+        // A new one each time: what was used before keeps an address, and no filter for it.
+        for functions in ["0", "1"] {
+            fs::write(&count, functions).context("making a virtual function")?;
         }
         let virtual_function = device.join("virtfn0");
         load_driver(&virtual_function)?;
@@ -114,6 +115,8 @@ impl Lab {
             net::wait_carrier(name)?;
         }
         tool("ip", &["link", "set", &peer, "promisc", "on"])?;
+        wait_for_frames(&function, &peer)?;
+        wait_for_frames(&peer, &function)?;
         Ok(Self {
             device,
             function,
@@ -124,6 +127,20 @@ impl Lab {
     fn remove_functions(&self) -> Result<()> {
         fs::write(self.device.join("sriov_numvfs"), "0").context("removing virtual functions")
     }
+}
+
+/// Waits until broadcasts come through: a function that has a carrier may lose what is sent first.
+fn wait_for_frames(from: &str, to: &str) -> Result<()> {
+    let (from, to) = (Wire::open(from)?, Wire::open(to)?);
+    let mut frame = [0; 60];
+    frame[..6].fill(0xff);
+    frame[6..12].copy_from_slice(&THEIR_MAC);
+    frame[12..14].copy_from_slice(&[0x88, 0xb5]);
+    poll::wait_for("frames through the card", || {
+        from.send(&NetHdr::default(), &frame)?;
+        to.try_recv()
+    })?;
+    Ok(())
 }
 
 fn load_driver(device: &Path) -> Result<()> {
