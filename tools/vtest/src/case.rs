@@ -108,6 +108,9 @@ impl fmt::Display for Skip {
 
 impl std::error::Error for Skip {}
 
+/// Why a case of a backend of rvhost's own is left out on C.
+pub(crate) const NO_SUCH_BACKEND: &str = "C vhost_net has no such backend";
+
 /// Leaves a case without a verdict.
 pub(crate) fn skip<T>(reason: &str) -> Result<T> {
     Err(Skip(reason.to_owned()).into())

@@ -12,6 +12,7 @@ use crate::case::skip;
 use crate::case::Ctx;
 use crate::case::Module;
 use crate::case::Table;
+use crate::case::NO_SUCH_BACKEND;
 use crate::device::feature;
 use crate::device::RX;
 use crate::device::TX;
@@ -114,7 +115,7 @@ pub(super) fn pair() -> Result<()> {
 /// A machine whose queues have no backend yet.
 pub(super) fn stopped(ctx: &Ctx, features: u64, tap: &str) -> Result<Vmm> {
     if ctx.module == Module::C {
-        return skip("C vhost_net has no such backend");
+        return skip(NO_SUCH_BACKEND);
     }
     Setup::new()
         .features(features)
