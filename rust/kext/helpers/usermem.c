@@ -18,10 +18,31 @@ unsigned long rvh_copy_to_user(u64 to, const void *from, unsigned long len)
 	return _copy_to_user(u64_to_user_ptr(to), from, len);
 }
 
+#ifdef arch_unsafe_get_user
 int rvh_load_u16(u64 addr, u16 *value)
 {
 	return get_user(*value, (u16 __user *)u64_to_user_ptr(addr));
 }
+#else
+/*
+ * Here an access copies byte by byte, and the bytes may be of different times: those of two copies
+ * that are alike are taken to be of one.
+ */
+int rvh_load_u16(u64 addr, u16 *value)
+{
+	const u16 __user *from = u64_to_user_ptr(addr);
+	int i, err = get_user(*value, from);
+
+	for (i = 0; !err && i < 8; i++) {
+		u16 before = *value;
+
+		err = get_user(*value, from);
+		if (*value == before)
+			break;
+	}
+	return err;
+}
+#endif
 
 int rvh_store_u16(u64 addr, u16 value)
 {

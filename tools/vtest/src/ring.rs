@@ -174,7 +174,21 @@ impl Ring {
 
     /// The used index.
     pub(crate) fn used_idx(&self) -> u16 {
-        self.word(self.used, 2).load(Ordering::Acquire)
+        self.steady(2)
+    }
+
+    /// A field of the used ring. A device in User-Mode Linux writes it byte by byte: what two looks
+    /// agree on is taken to be whole.
+    fn steady(&self, offset: usize) -> u16 {
+        let look = || self.word(self.used, offset).load(Ordering::Acquire);
+        let mut seen = look();
+        loop {
+            let again = look();
+            if again == seen {
+                return seen;
+            }
+            seen = again;
+        }
     }
 
     /// Presets the used index, which belongs to the device once it runs.
@@ -204,8 +218,7 @@ impl Ring {
     /// avail_event, which lies behind the used ring, after a full barrier.
     pub(crate) fn avail_event(&self) -> u16 {
         fence(Ordering::SeqCst);
-        self.word(self.used, 4 + 8 * usize::from(self.layout.size))
-            .load(Ordering::Relaxed)
+        self.steady(4 + 8 * usize::from(self.layout.size))
     }
 
     /// Whether the device wants to be kicked for an available index that moved
