@@ -162,6 +162,8 @@ def show(figure, value):
 
 
 def csv_table(header, lines):
+    if not lines:
+        return "*Not measured this time.*\n"
     quoted = [", ".join('"' + str(cell).replace('"', '""') + '"' for cell in line) for line in [header, *lines]]
     return ".. csv-table::\n   :header: " + quoted[0] + "\n\n" + "\n".join("   " + line for line in quoted[1:]) + "\n"
 
