@@ -347,26 +347,32 @@ fn malformed(ctx: &Ctx) -> Result<()> {
     vmm.check_alive()
 }
 
+/// Sends a batch of so many packets each way, in order.
+pub(super) fn exchange(vmm: &mut Vmm, count: usize) -> Result<()> {
+    let (mut out, mut coming) = (Vec::new(), Vec::new());
+    for i in 0..count {
+        let frame = vmm.tx_frames.plain(60 + 8 * i);
+        vmm.queue_tx(&NetHdr::default(), &frame, &Split::HeaderAlone)?;
+        out.push(frame);
+        coming.push(vmm.send_rx(60 + 8 * i)?);
+    }
+    vmm.tx.flush()?;
+    for frame in &out {
+        vmm.expect_on_wire(frame)?;
+    }
+    expect("chains given back", vmm.tx.drain()?.len(), out.len())?;
+    for frame in &coming {
+        let received = vmm.expect_in_guest(frame)?;
+        vmm.repost(&received)?;
+    }
+    Ok(())
+}
+
 fn batches(ctx: &Ctx) -> Result<()> {
     let mut vmm = on_veth(ctx, V1, 0)?;
     vmm.post_rx(200, &[2048])?;
     for _ in 0..5 {
-        let (mut out, mut coming) = (Vec::new(), Vec::new());
-        for i in 0..120 {
-            let frame = vmm.tx_frames.plain(60 + 8 * i);
-            vmm.queue_tx(&NetHdr::default(), &frame, &Split::HeaderAlone)?;
-            out.push(frame);
-            coming.push(vmm.send_rx(60 + 8 * i)?);
-        }
-        vmm.tx.flush()?;
-        for frame in &out {
-            vmm.expect_on_wire(frame)?;
-        }
-        expect("chains given back", vmm.tx.drain()?.len(), out.len())?;
-        for frame in &coming {
-            let received = vmm.expect_in_guest(frame)?;
-            vmm.repost(&received)?;
-        }
+        exchange(&mut vmm, 120)?;
     }
     vmm.check_quiet()
 }

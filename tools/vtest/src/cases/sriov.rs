@@ -202,22 +202,7 @@ fn traffic(vmm: &mut Vmm) -> Result<()> {
         vmm.repost(&received)?;
     }
     for _ in 0..3 {
-        let (mut out, mut coming) = (Vec::new(), Vec::new());
-        for i in 0..100 {
-            let frame = vmm.tx_frames.plain(60 + 8 * i);
-            vmm.queue_tx(&NetHdr::default(), &frame, &Split::HeaderAlone)?;
-            out.push(frame);
-            coming.push(vmm.send_rx(60 + 8 * i)?);
-        }
-        vmm.tx.flush()?;
-        for frame in &out {
-            vmm.expect_on_wire(frame)?;
-        }
-        expect("chains given back", vmm.tx.drain()?.len(), out.len())?;
-        for frame in &coming {
-            let received = vmm.expect_in_guest(frame)?;
-            vmm.repost(&received)?;
-        }
+        netdev::exchange(vmm, 100)?;
     }
     // What is for somebody else does not reach it.
     let other = to(THEIR_MAC, vmm.rx_frames.plain(100));
