@@ -72,6 +72,9 @@ impl Endpoint {
     /// Takes its place on a port, if there is one, for a queue that receives, or not, with each
     /// packet's hash, or not.
     pub(crate) fn join(&self, receives: bool, hashes: bool) -> Result<Option<PortPlace>> {
+        if hashes {
+            self.hashes();
+        }
         Ok(match self {
             Self::Tap(tap) if receives => VtapQueue::join(tap, hashes)?.map(PortPlace::Vtap),
             Self::Tap(_) | Self::Packet(_) => None,
@@ -81,13 +84,12 @@ impl Endpoint {
         })
     }
 
-    /// Whether packets may come with their hash.
+    /// Asks for packets with their hash. Returns whether they may come so.
     #[inline]
-    pub(crate) fn may_hash(&self) -> bool {
+    pub(crate) fn hashes(&self) -> bool {
         match self {
             Self::Tap(tap) => tap.may_hash(),
-            Self::Inlet(_) | Self::Front(..) => true,
-            Self::Packet(_) | Self::Outlet(_) => false,
+            _ => self.inlet().map(PortQueue::want_hashes).is_some(),
         }
     }
 

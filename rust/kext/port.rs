@@ -18,6 +18,10 @@ use kernel::{
     },
     prelude::*,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         Arc,
         ArcBorrow, //
     },
@@ -99,6 +103,8 @@ struct Shared {
     /// one owner.
     owner: usize,
     alone: bool,
+    /// Whether a reader asked for the hashes of packets.
+    hashes: Atomic<bool>,
     steer: Steer<Inlet>,
     state: RtnlCell<State>,
 }
@@ -215,6 +221,7 @@ impl Port {
             raw,
             owner,
             alone: wanted.alone,
+            hashes: Atomic::new(false),
             steer: Steer::new(ifindex)?,
             state: RtnlCell::new(State {
                 hooked: false,
@@ -279,6 +286,12 @@ impl PortQueue {
     /// The port.
     pub(crate) fn port(&self) -> &Port {
         &self.port
+    }
+
+    /// From now on packets come with their hash.
+    #[inline]
+    pub(crate) fn want_hashes(&self) {
+        self.port.0.hashes.store(true, Relaxed);
     }
 
     /// Whether there is no packet.
@@ -396,7 +409,7 @@ unsafe extern "C" fn on_packet(
     // CAST: u32 to usize widens.
     let frame = unsafe { slice::from_raw_parts(arrival.frame, arrival.len as usize) };
     // SAFETY: We are called for a packet that is received.
-    let choice = unsafe { shared.steer.choose(frame) };
+    let choice = unsafe { shared.steer.choose(frame, shared.hashes.load(Relaxed)) };
     let open = |inlet| Some(inlet).filter(|inlet: &&Inlet| inlet.is_open());
     // SAFETY: As above.
     match unsafe { shared.steer.pick(choice.queue.into(), open) } {

@@ -64,7 +64,8 @@ struct rvhost_net_netdev {
  * @reserved: 0
  * @key: the key
  * @table: queues
- * @carried: GET: packets that fell on each entry
+ * @carried: GET: packets that fell on each entry; none while there is one queue only,
+ *	unless it reports hashes
  *
  * How a port distributes what its device receives (virtio 1.3, 5.1.6.5.7). The port is that of the
  * queue pair behind the file. May be changed while packets flow: a flow moves only if its entry of

@@ -23,7 +23,11 @@ use crate::vcore::rss::{
 };
 
 /// All that decides on a packet's queue.
-pub(super) type Decide = Steering<KVVec<Sums>>;
+pub(super) struct Decide {
+    pub(super) steering: Steering<KVVec<Sums>>,
+    /// The queue that gets everything, if there is one only.
+    pub(super) only: Option<u16>,
+}
 
 /// How a port chooses the queue, as its owner sees it.
 #[derive(Clone)]
@@ -61,13 +65,14 @@ impl Port {
 impl Rss {
     pub(super) fn decide(&self) -> Result<KBox<Decide>> {
         let sums = KVVec::from_elem(NO_SUMS, INPUT_BYTES, GFP_KERNEL)?;
-        let decide = Steering {
+        let steering = Steering {
             toeplitz: Toeplitz::new(&self.key, sums),
             types: self.types,
             table: self.table,
             unclassified: self.unclassified,
         };
-        Ok(KBox::new(decide, GFP_KERNEL)?)
+        let only = steering.only().filter(|_| self.even);
+        Ok(KBox::new(Decide { steering, only }, GFP_KERNEL)?)
     }
 }
 

@@ -34,6 +34,7 @@ use crate::{
         rss::{
             types,
             Choice,
+            Hash,
             Table,
             MAX_ENTRIES, //
         },
@@ -264,16 +265,21 @@ impl<Q: Queue> Steer<Q> {
         Ok(moved)
     }
 
-    /// Chooses a queue for a packet that is received, of which these are the headers.
+    /// Chooses a queue for a packet that is received, of which these are the headers. Where
+    /// there is one queue only, they are hashed, and counted by entry, only for who wants the hash.
     ///
     /// # Safety
     ///
     /// While a packet is received, in an RCU read-side section.
     #[inline]
-    pub(super) unsafe fn choose(&self, frame: &[u8]) -> Choice {
+    pub(super) unsafe fn choose(&self, frame: &[u8], hashes: bool) -> Choice {
         // SAFETY: By the type's invariant it is valid until the packet was received.
         let decide = unsafe { &*self.decide.load(Acquire) };
-        let choice = decide.choose(&Flow::of_frame(frame));
+        if let (Some(queue), false) = (decide.only, hashes) {
+            let (entry, hash) = (None, Hash::default());
+            return Choice { queue, entry, hash };
+        }
+        let choice = decide.steering.choose(&Flow::of_frame(frame));
         if let Some(carried) = choice.entry.and_then(|entry| self.carried.get(entry)) {
             carried.add(1u64, Relaxed);
         }

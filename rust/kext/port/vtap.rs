@@ -298,7 +298,7 @@ unsafe extern "C" fn on_ingress(
         // CAST: u32 to usize widens.
         let frame = unsafe { slice::from_raw_parts(arrival.frame, arrival.len as usize) };
         // SAFETY: We are called for a packet that is received.
-        let choice = unsafe { shared.steer.choose(frame) };
+        let choice = unsafe { shared.steer.choose(frame, true) };
         let place = |queue: &Queue| {
             let mut count = 0;
             // SAFETY: By the type's invariant the socket is a MacVTap's, and there as long as the
