@@ -53,7 +53,7 @@ fn limited(limit: u32) -> Result<Netdev> {
     })
 }
 
-/// On a device that lets out so much, of which up to 20 kB wait beside what the queue may have.
+/// On a device that lets out so much, of which up to 50 kB wait beside what the queue may have.
 fn on(ctx: &Ctx, limit: u32, rate: &str) -> Result<Vmm> {
     let mut vmm = netdev::stopped(ctx, V1, "vt0")?;
     netdev::pair()?;
@@ -65,7 +65,7 @@ fn on(ctx: &Ctx, limit: u32, rate: &str) -> Result<Vmm> {
 
 fn shape(rate: &str) -> Result<()> {
     let shape = [
-        "qdisc", "replace", "dev", NEAR, "root", "tbf", "rate", rate, "burst", "5k", "limit", "20k",
+        "qdisc", "replace", "dev", NEAR, "root", "tbf", "rate", rate, "burst", "5k", "limit", "50k",
     ];
     tool("tc", &shape)
 }
