@@ -63,9 +63,9 @@ impl Endpoint {
         match self {
             Self::Tap(tap) => Place::File(tap.socket().file().clone()),
             Self::Packet(socket) => Place::File(socket.file().clone()),
-            Self::Inlet(queue) => Place::Netdev(queue.port().clone()),
-            Self::Outlet(outlet) => Place::Netdev(outlet.port().clone()),
-            Self::Front(_, queue) => Place::Netdev(queue.port().clone()),
+            Self::Inlet(queue) => Place::Netdev(queue.port().device().clone()),
+            Self::Outlet(outlet) => Place::Netdev(outlet.device().clone()),
+            Self::Front(_, queue) => Place::Netdev(queue.port().device().clone()),
         }
     }
 
@@ -77,9 +77,8 @@ impl Endpoint {
         }
         Ok(match self {
             Self::Tap(tap) if receives => VtapQueue::join(tap, hashes)?.map(PortPlace::Vtap),
-            Self::Tap(_) | Self::Packet(_) => None,
+            Self::Tap(_) | Self::Packet(_) | Self::Outlet(_) => None,
             Self::Inlet(queue) => Some(PortPlace::Port(queue.port().clone())),
-            Self::Outlet(outlet) => Some(PortPlace::Port(outlet.port().clone())),
             Self::Front(_, queue) => Some(PortPlace::Port(queue.port().clone())),
         })
     }

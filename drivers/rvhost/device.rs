@@ -31,6 +31,7 @@ use crate::{
         },
         log,
         mm::OwnerMm,
+        netdev::NetDev,
         param,
         port::{
             outlet::Outlet,
@@ -124,12 +125,16 @@ pub(crate) struct Owner {
     rx: KillableMutex<Queue>,
     #[pin]
     tx: KillableMutex<Queue>,
+    /// What is to run on the devices of packet sockets; none if they are but sockets. Held for moments.
+    #[pin]
+    by_socket: SpinLock<Option<Wanted>>,
     /// What is counted of both.
     stats: [Arc<Stats>; 2],
 }
 
 /// A queue with its thread, as the control plane sees it.
 pub(crate) struct Queue {
+    direction: Direction,
     place: Place,
     worker: Worker,
     /// The port that it runs on, if it does.
@@ -203,6 +208,7 @@ impl Device {
                 mm,
                 rx <- new_killable!(rx, c"rvhost RX queue"),
                 tx <- new_killable!(tx, c"rvhost TX queue"),
+                by_socket <- new_spinlock!(None),
                 stats: [rx_stats, tx_stats],
             }),
             GFP_KERNEL,
@@ -424,6 +430,7 @@ impl Device {
         }
         let stats = vq.ring.stats.clone();
         let queue = Queue {
+            direction,
             place: Place::Stopped(vq),
             worker,
             port: None,
@@ -500,13 +507,26 @@ impl Owner {
         }
         let endpoint = match fd {
             -1 => None,
-            fd => Some(Endpoint::get(fd)?),
+            fd => {
+                let given = Endpoint::get(fd)?;
+                let wanted = *self.by_socket.lock();
+                Some(match wanted {
+                    Some(wanted) => queue.or_its_device(&self.mm, given, &wanted)?,
+                    None => given,
+                })
+            }
         };
         queue.set_backend(&self.mm, endpoint)
     }
 
+    /// `RVHOST_NET_SET_SOCKET_NETDEV`: what is to run on the devices of packet sockets that are set as
+    /// backends from now on.
+    pub(crate) fn set_socket_netdev(&self, wanted: Option<Wanted>) {
+        *self.by_socket.lock() = wanted;
+    }
+
     /// `RVHOST_NET_SET_NETDEV`: runs both queues on a network device.
-    pub(crate) fn set_netdev(&self, wanted: &Wanted) -> Result {
+    pub(crate) fn set_netdev(&self, dev: &Arc<NetDev>, wanted: &Wanted) -> Result {
         let (mut rx, mut tx) = (self.rx.lock()?, self.tx.lock()?);
         for queue in [&mut *rx, &mut *tx] {
             if !queue.with(|vq| vq.access_ok())? {
@@ -516,12 +536,10 @@ impl Owner {
         // The same queue of the port may be wanted again.
         rx.set_backend(&self.mm, None)?;
         tx.set_backend(&self.mm, None)?;
-        let bell = rx.worker.handoff().bell().clone();
-        let inlet = Port::bind(wanted, self.mm.number(), bell, BACKEND)?;
-        let bell = tx.worker.handoff().bell().clone();
-        let outlet = Outlet::new(inlet.port().clone(), wanted.sndbuf, bell, BACKEND)?;
-        rx.set_backend(&self.mm, Some(Endpoint::Inlet(inlet)))?;
-        if let Err(e) = tx.set_backend(&self.mm, Some(Endpoint::Outlet(outlet))) {
+        let inlet = rx.on_device(&self.mm, dev, wanted)?;
+        let outlet = tx.on_device(&self.mm, dev, wanted)?;
+        rx.set_backend(&self.mm, Some(inlet))?;
+        if let Err(e) = tx.set_backend(&self.mm, Some(outlet)) {
             rx.set_backend(&self.mm, None)?;
             return Err(e);
         }
@@ -537,6 +555,27 @@ impl Owner {
 }
 
 impl Queue {
+    /// A place for it on `dev`, to receive from or to transmit by.
+    fn on_device(&self, mm: &OwnerMm, dev: &Arc<NetDev>, wanted: &Wanted) -> Result<Endpoint> {
+        let bell = self.worker.handoff().bell().clone();
+        Ok(match self.direction {
+            Direction::Rx => {
+                Endpoint::Inlet(Port::bind(dev.clone(), wanted, mm.number(), bell, BACKEND)?)
+            }
+            Direction::Tx => {
+                Endpoint::Outlet(Outlet::new(dev.clone(), wanted.sndbuf, bell, BACKEND)?)
+            }
+        })
+    }
+
+    /// If `given` is a packet socket, a place on the device that it is bound to.
+    fn or_its_device(&self, mm: &OwnerMm, given: Endpoint, wanted: &Wanted) -> Result<Endpoint> {
+        match given {
+            Endpoint::Packet(socket) => self.on_device(mm, &NetDev::of_socket(&socket)?, wanted),
+            other => Ok(other),
+        }
+    }
+
     /// Whether it runs.
     pub(crate) fn has_backend(&self) -> bool {
         matches!(self.place, Place::Running)
@@ -630,7 +669,7 @@ impl Queue {
             self.port = None;
             return Ok(());
         };
-        let receives = vq.ring.index == Direction::Rx.index();
+        let receives = self.direction == Direction::Rx;
         let hashes = vq.ring.header.hash;
         let prepared = endpoint
             .join(receives, hashes)

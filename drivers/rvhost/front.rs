@@ -33,13 +33,16 @@ use crate::{
         },
         errno,
         file::FileRef,
+        netdev::{
+            NetDev,
+            Which, //
+        },
         poll::ready,
         port::{
             outlet::Outlet,
             Port,
             PortQueue,
-            Wanted,
-            Which, //
+            Wanted, //
         },
         wait::Waiters, //
     },
@@ -278,7 +281,6 @@ impl Opened {
             return Err(EINVAL);
         }
         let wanted = Wanted {
-            device: Which::Name(name),
             queue: None,
             promiscuous: false,
             // What groups the guest is in is not known.
@@ -288,9 +290,13 @@ impl Opened {
             ring: RING,
             sndbuf: i32::MAX,
         };
-        let inlet = Port::bind_file(&wanted, self.waiters.clone())?;
+        let inlet = Port::bind_file(
+            NetDev::get(&Which::Name(name))?,
+            &wanted,
+            self.waiters.clone(),
+        )?;
         let queue = Queue {
-            outlet: Outlet::new_file(inlet.port().clone(), self.waiters.clone())?,
+            outlet: Outlet::new_file(inlet.port().device().clone(), self.waiters.clone())?,
             inlet,
             name,
             flags: flags & iff::OFFERED,
@@ -447,7 +453,7 @@ impl OpenFile for Front {
         seq_print!(
             out,
             "iff:\t{}\n",
-            queue.port().device().name().unwrap_or("")
+            queue.port().device().named().name().unwrap_or("")
         );
         seq_print!(out, "queue:\t{}\n", queue.inlet.number());
         seq_print!(out, "iff-flags:\t{:#x}\n", queue.flags_now());

@@ -25,6 +25,10 @@ use crate::{
         errno,
         eventfd::EventFd,
         file::FileRef,
+        netdev::{
+            NetDev,
+            Which, //
+        },
         param,
         sched, //
     },
@@ -68,6 +72,7 @@ const GET_FORK_FROM_OWNER: u32 = 0x8001af85;
 // include/uapi/linux/rvhost.h
 const RVHOST_NET_SET_NETDEV: u32 = 0x4020afe0;
 const RVHOST_NET_SET_CPUS: u32 = 0x4010afe3;
+const RVHOST_NET_SET_SOCKET_NETDEV: u32 = 0x4020afe4;
 
 /// The one flag of `VHOST_SET_VRING_ADDR`.
 const VRING_F_LOG: u32 = 1;
@@ -110,7 +115,16 @@ pub(crate) fn dispatch(device: &Device, cmd: u32, arg: usize) -> Result<isize> {
             let owner = device.owner()?;
             device.set_log_event(&owner, optional_fd(arg.get(0)?, EventFd::get)?)?;
         }
-        RVHOST_NET_SET_NETDEV => device.owner()?.set_netdev(&steering::netdev(arg)?)?,
+        RVHOST_NET_SET_NETDEV => {
+            let owner = device.owner()?;
+            let (ifindex, wanted) = steering::netdev(arg)?;
+            let index = ifindex.try_into().map_err(|_| ENODEV)?;
+            owner.set_netdev(&NetDev::get(&Which::Index(index))?, &wanted)?;
+        }
+        RVHOST_NET_SET_SOCKET_NETDEV => {
+            let owner = device.owner()?;
+            owner.set_socket_netdev(steering::socket_netdev(arg)?);
+        }
         RVHOST_NET_SET_CPUS => placement::set_cpus(&*device.owner()?, arg)?,
         steering::SET_RSS | steering::GET_RSS | steering::REBALANCE => {
             return steering::ioctl(|| device.steered(), cmd, arg);

@@ -19,7 +19,7 @@ use crate::{
         counter::Counter,
         file::FileRef,
         ifname,
-        port::Port,
+        netdev::NetDev,
         wait::Bell, //
     },
     trace::{
@@ -67,7 +67,7 @@ pub(crate) struct Stats {
 #[derive(Clone)]
 pub(crate) enum Place {
     File(FileRef),
-    Netdev(Port),
+    Netdev(Arc<NetDev>),
 }
 
 /// Events by reason.
@@ -196,7 +196,7 @@ impl Stats {
         let device = match &backend {
             None => None,
             Some(Place::File(file)) => Some(ifname::of(file)),
-            Some(Place::Netdev(port)) => Some(port.device()),
+            Some(Place::Netdev(dev)) => Some(dev.named()),
         };
         match device {
             None => seq_print!(out, "{queue}-backend:\tnone\n"),

@@ -16,7 +16,6 @@ use crate::{
         },
         Port,
         Wanted,
-        Which,
         MAX_QUEUES, //
     },
     vcore::rss::{
@@ -119,8 +118,8 @@ pub(crate) fn ioctl(port: impl FnOnce() -> Result<Steered>, cmd: u32, arg: Arg) 
     Ok(0)
 }
 
-/// The argument of `RVHOST_NET_SET_NETDEV`.
-pub(crate) fn netdev(arg: Arg) -> Result<Wanted> {
+/// A device's index, and what is to run there: `struct rvhost_net_netdev`.
+pub(crate) fn netdev(arg: Arg) -> Result<(u32, Wanted)> {
     let [ifindex, flags, queue, offloads, ring, sndbuf, a, b] = arg.get::<[u32; 8]>(0)?;
     if flags & !PROMISC != 0 || [a, b] != [0; 2] {
         return Err(EINVAL);
@@ -133,8 +132,7 @@ pub(crate) fn netdev(arg: Arg) -> Result<Wanted> {
         ANY_QUEUE => None,
         number => Some(number as usize),
     };
-    Ok(Wanted {
-        device: Which::Index(ifindex.try_into().map_err(|_| ENODEV)?),
+    let wanted = Wanted {
         queue,
         promiscuous: flags & PROMISC != 0,
         all_groups: false,
@@ -142,7 +140,20 @@ pub(crate) fn netdev(arg: Arg) -> Result<Wanted> {
         offloads,
         ring: if ring == 0 { RING } else { ring } as usize,
         sndbuf,
-    })
+    };
+    Ok((ifindex, wanted))
+}
+
+/// The argument of `RVHOST_NET_SET_SOCKET_NETDEV`: what is to run where sockets are bound to, if that
+/// is wanted.
+pub(crate) fn socket_netdev(arg: Arg) -> Result<Option<Wanted>> {
+    if arg.0 == 0 {
+        return Ok(None);
+    }
+    match netdev(arg)? {
+        (0, wanted) => Ok(Some(wanted)),
+        _ => Err(EINVAL),
+    }
 }
 
 /// `RVHOST_NET_SET_RSS`.

@@ -13,7 +13,10 @@ use core::{
 };
 
 use kernel::{
-    error::to_result,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
     prelude::*,
     sync::{
         atomic::{
@@ -27,7 +30,11 @@ use kernel::{
     },
 };
 
-use super::bindings;
+use super::{
+    bindings,
+    ifname,
+    socket::Socket, //
+};
 
 kernel::sync::global_lock! {
     // SAFETY: Initialised by `Watch::new`, before which nothing is added.
@@ -58,11 +65,68 @@ impl Holder {
     }
 }
 
+/// Which device of the caller's namespace.
+pub(crate) enum Which {
+    Index(i32),
+    Name([u8; bindings::IFNAMSIZ as usize]),
+}
+
 /// A network device, as long as it stays where it is: unregistration, and a move to another
 /// network namespace, take it away.
 pub(crate) struct NetDev(Arc<Holder>);
 
 impl NetDev {
+    /// A device of the caller's namespace.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM` without `CAP_NET_ADMIN` there, `ENODEV` if there is none, `EINVAL` if it is not an
+    /// Ethernet device.
+    pub(crate) fn get(which: &Which) -> Result<Arc<Self>> {
+        let (index, name) = match which {
+            Which::Index(index) => (*index, ptr::null()),
+            Which::Name(name) if name.contains(&0) => (0, name.as_ptr().cast()),
+            Which::Name(_) => return Err(ENODEV),
+        };
+        // SAFETY: May be called by any user process; the name ends within its bytes.
+        let raw = from_err_ptr(unsafe { bindings::rvh_dev_get(index, name) })?;
+        // SAFETY: The device was referenced for us.
+        unsafe { Self::hold_shared(raw) }
+    }
+
+    /// The device that a packet socket is bound to, of the socket's namespace.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::get`]; `EINVAL` if it is bound to none.
+    pub(crate) fn of_socket(socket: &Socket) -> Result<Arc<Self>> {
+        // SAFETY: The socket is valid as long as we have it.
+        let raw = from_err_ptr(unsafe { bindings::rvh_dev_of_socket(socket.as_ptr()) })?;
+        // SAFETY: The device was referenced for us.
+        unsafe { Self::hold_shared(raw) }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`Self::hold`].
+    unsafe fn hold_shared(raw: *mut bindings::net_device) -> Result<Arc<Self>> {
+        let raw = NonNull::new(raw).ok_or(ENODEV)?;
+        // SAFETY: By the function's contract.
+        let dev = unsafe { Self::hold(raw) }?;
+        Ok(Arc::new(dev, GFP_KERNEL)?)
+    }
+
+    /// What it is called.
+    pub(crate) fn named(&self) -> ifname::Netdev {
+        let named = self.with(|dev| ifname::of_device(Some(dev)));
+        named.unwrap_or_else(|| ifname::of_device(None))
+    }
+
+    /// Whether it is gone.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.with(|_| ()).is_none()
+    }
+
     /// Takes over a reference to a device.
     ///
     /// # Errors

@@ -4,18 +4,12 @@
 //! C header: `include/linux/netdevice.h`.
 
 use core::{
-    ptr::{
-        self,
-        NonNull, //
-    },
-    slice,
+    ptr::NonNull,
+    slice, //
 };
 
 use kernel::{
-    error::{
-        from_err_ptr,
-        to_result, //
-    },
+    error::to_result,
     prelude::*,
     sync::{
         atomic::{
@@ -39,7 +33,7 @@ use self::steer::{
 };
 
 use super::{
-    bindings, ifname,
+    bindings,
     inlet::{
         Ear,
         Inlet, //
@@ -61,15 +55,9 @@ pub(crate) const MAX_QUEUES: usize = 256;
 /// The owner that files are which stand for queues: no address space has this number.
 const FILES: usize = 0;
 
-/// Which device of the caller's namespace.
-pub(crate) enum Which {
-    Index(i32),
-    Name([u8; bindings::IFNAMSIZ as usize]),
-}
-
 /// What a queue is to be.
+#[derive(Clone, Copy)]
 pub(crate) struct Wanted {
-    pub(crate) device: Which,
     /// Its number; none for the first that is free.
     pub(crate) queue: Option<usize>,
     pub(crate) promiscuous: bool,
@@ -97,7 +85,7 @@ impl Queue for Inlet {
 /// While `State::hooked`, the device exists and its receive handler is ours, which holds a reference
 /// to the port.
 struct Shared {
-    dev: NetDev,
+    dev: Arc<NetDev>,
     raw: NonNull<bindings::net_device>,
     /// Whose it is: no two owners have the same number at a time. Files that stand for queues are
     /// one owner.
@@ -134,37 +122,33 @@ pub(crate) struct PortQueue {
 }
 
 impl Port {
-    /// Makes a queue for what a device receives, on the port that `owner` has on it, or on a new
-    /// one. `event` of `bell` is rung when something came.
+    /// Makes a queue for what `dev` receives, on the port that `owner` has on it, or on a new one.
+    /// `event` of `bell` is rung when something came.
     pub(crate) fn bind(
+        dev: Arc<NetDev>,
         wanted: &Wanted,
         owner: usize,
         bell: Arc<Bell>,
         event: u32,
     ) -> Result<PortQueue> {
-        Self::bind_with(wanted, owner, Ear::Bell(bell, event))
+        Self::bind_with(dev, wanted, owner, Ear::Bell(bell, event))
     }
 
     /// The same for a file that stands for the queue; `waiters` are woken when something came.
-    pub(crate) fn bind_file(wanted: &Wanted, waiters: Arc<Waiters>) -> Result<PortQueue> {
-        Self::bind_with(wanted, FILES, Ear::Waiters(waiters))
+    pub(crate) fn bind_file(
+        dev: Arc<NetDev>,
+        wanted: &Wanted,
+        waiters: Arc<Waiters>,
+    ) -> Result<PortQueue> {
+        Self::bind_with(dev, wanted, FILES, Ear::Waiters(waiters))
     }
 
-    fn bind_with(wanted: &Wanted, owner: usize, ear: Ear) -> Result<PortQueue> {
-        let (index, name) = match &wanted.device {
-            Which::Index(index) => (*index, ptr::null()),
-            Which::Name(name) if name.contains(&0) => (0, name.as_ptr().cast()),
-            Which::Name(_) => return Err(ENODEV),
-        };
-        // SAFETY: May be called by any user process; the name ends within its bytes.
-        let raw = from_err_ptr(unsafe { bindings::rvh_dev_get(index, name) })?;
-        let raw = NonNull::new(raw).ok_or(ENODEV)?;
-        // SAFETY: The device was referenced for us.
-        let dev = unsafe { NetDev::hold(raw) }?;
+    fn bind_with(dev: Arc<NetDev>, wanted: &Wanted, owner: usize, ear: Ear) -> Result<PortQueue> {
         let inlet = Inlet::new(wanted.ring, wanted.offloads, ear)?;
         let mut rtnl = Rtnl::lock();
         // Under the lock, a device that is there stays.
-        dev.with(|_| ()).ok_or(ENODEV)?;
+        let raw = dev.with(|dev| dev.as_ptr());
+        let raw = raw.and_then(NonNull::new).ok_or(ENODEV)?;
         // SAFETY: The device is there, and the lock held.
         let hooked = unsafe { bindings::rvh_dev_hooked(raw.as_ptr(), Some(on_packet)) };
         let port = if hooked.is_null() {
@@ -207,7 +191,7 @@ impl Port {
     }
 
     fn new(
-        dev: NetDev,
+        dev: Arc<NetDev>,
         raw: NonNull<bindings::net_device>,
         owner: usize,
         wanted: &Wanted,
@@ -264,15 +248,14 @@ impl Port {
         Ok(Self(shared))
     }
 
-    /// What the device is called.
-    pub(crate) fn device(&self) -> ifname::Netdev {
-        let named = self.0.dev.with(|dev| ifname::of_device(Some(dev)));
-        named.unwrap_or_else(|| ifname::of_device(None))
+    /// The device.
+    pub(crate) fn device(&self) -> &Arc<NetDev> {
+        &self.0.dev
     }
 
     /// Whether the device is gone.
     pub(crate) fn is_gone(&self) -> bool {
-        self.0.dev.with(|_| ()).is_none()
+        self.0.dev.is_gone()
     }
 }
 

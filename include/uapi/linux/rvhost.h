@@ -15,8 +15,8 @@
 #define RVHOST_NETDEV_F_PROMISC		(1U << 0)
 
 /**
- * struct rvhost_net_netdev - argument of RVHOST_NET_SET_NETDEV
- * @ifindex: the network device, of the caller's network namespace
+ * struct rvhost_net_netdev - argument of RVHOST_NET_SET_NETDEV and RVHOST_NET_SET_SOCKET_NETDEV
+ * @ifindex: the network device, of the caller's network namespace; SET_SOCKET_NETDEV: 0
  * @flags: RVHOST_NETDEV_F_*
  * @queue: which of the port, below 256, or RVHOST_NETDEV_ANY_QUEUE
  * @offloads: what the guest takes: TUN_F_* of linux/if_tun.h
@@ -121,5 +121,25 @@ struct rvhost_net_cpus {
 };
 
 #define RVHOST_NET_SET_CPUS	_IOW(0xAF, 0xE3, struct rvhost_net_cpus)
+
+/*
+ * From now on, VHOST_NET_SET_BACKEND with a raw packet socket (AF_PACKET, SOCK_RAW) runs its virtqueue on
+ * the network device that the socket is bound to, as RVHOST_NET_SET_NETDEV does for both. With 0 in place
+ * of the argument's address, such a socket is a socket again, as it is for C vhost_net. What runs already
+ * stays as it is; VHOST_RESET_OWNER forgets what was said.
+ *
+ * The device is that of the socket's network namespace, in which the caller of SET_BACKEND needs
+ * CAP_NET_ADMIN. The socket does no more than to name it: it is not kept, and may be closed or bound to
+ * something else then. If it stays open, the kernel still gives it a copy of each packet, unless its
+ * protocol is 0.
+ *
+ * Virtqueue 0 receives, and is a queue of the port; virtqueue 1 transmits. Each may run by itself. Setting
+ * a virtqueue's backend again makes a new queue, which must not have the number of the old one.
+ *
+ * Errors: EINVAL: @ifindex is not 0, or an unknown flag, or a reserved field is not 0. EPERM for others
+ * than the owner. SET_BACKEND: those of RVHOST_NET_SET_NETDEV, and EINVAL for a socket that is bound to
+ * no device; what ran before goes on then.
+ */
+#define RVHOST_NET_SET_SOCKET_NETDEV	_IOW(0xAF, 0xE4, struct rvhost_net_netdev)
 
 #endif

@@ -171,6 +171,7 @@ void rvh_rtnl_lock(void);
 void rvh_rtnl_unlock(void);
 void rvh_synchronize_net(void);
 struct net_device *rvh_dev_get(int ifindex, const char *name);
+struct net_device *rvh_dev_of_socket(struct socket *sock);
 u32 rvh_dev_ifindex(const struct net_device *dev);
 int rvh_dev_hook(struct net_device *dev, rx_handler_func_t *handler, void *data);
 void *rvh_dev_hooked(struct net_device *dev, rx_handler_func_t *handler);

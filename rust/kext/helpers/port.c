@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 #include <linux/etherdevice.h>
 #include <linux/if_arp.h>
+#include <linux/if_packet.h>
 #include <linux/if_tun.h>
 #include <linux/if_vlan.h>
+#include <linux/net.h>
 #include <linux/netdevice.h>
 #include <linux/nsproxy.h>
 #include <linux/rtnetlink.h>
 #include <linux/virtio_net.h>
 #include <net/gso.h>
 #include <net/net_namespace.h>
+#include <net/sock.h>
 #include <helpers/helpers.h>
 
 void rvh_rtnl_lock(void)
@@ -26,10 +29,8 @@ void rvh_synchronize_net(void)
 	synchronize_net();
 }
 
-/* The device with this name, or else this index, in the caller's namespace, referenced. */
-struct net_device *rvh_dev_get(int ifindex, const char *name)
+static struct net_device *rvh_dev_in(struct net *net, int ifindex, const char *name)
 {
-	struct net *net = current->nsproxy->net_ns;
 	struct net_device *dev;
 
 	if (!ns_capable(net->user_ns, CAP_NET_ADMIN))
@@ -42,6 +43,29 @@ struct net_device *rvh_dev_get(int ifindex, const char *name)
 		return ERR_PTR(-EINVAL);
 	}
 	return dev;
+}
+
+/* The device with this name, or else this index, in the caller's namespace, referenced. */
+struct net_device *rvh_dev_get(int ifindex, const char *name)
+{
+	return rvh_dev_in(current->nsproxy->net_ns, ifindex, name);
+}
+
+/* The device that @sock is bound to, if that is a packet socket, in its namespace, referenced. */
+struct net_device *rvh_dev_of_socket(struct socket *sock)
+{
+	struct sockaddr_storage at = { };
+	int ifindex, err;
+
+	if (sock->sk->sk_family != AF_PACKET)
+		return ERR_PTR(-EINVAL);
+	err = kernel_getsockname(sock, (struct sockaddr *)&at);
+	if (err < 0)
+		return ERR_PTR(err);
+	ifindex = ((struct sockaddr_ll *)&at)->sll_ifindex;
+	if (!ifindex)
+		return ERR_PTR(-EINVAL);
+	return rvh_dev_in(sock_net(sock->sk), ifindex, NULL);
 }
 
 u32 rvh_dev_ifindex(const struct net_device *dev)

@@ -23,14 +23,12 @@ use kernel::{
     },
 };
 
-use super::{
-    bindings,
-    Port, //
-};
+use super::bindings;
 use crate::{
     kext::{
         errno,
         inlet::Ear,
+        netdev::NetDev,
         usermem::{
             has_room,
             UserMem, //
@@ -133,30 +131,30 @@ unsafe extern "C" fn on_space(gate: *mut c_void) {
     unsafe { &*gate.cast::<Gate>() }.open();
 }
 
-/// A port, to transmit by, for one queue.
+/// A device to transmit by, for one queue.
 pub(crate) struct Outlet {
-    port: Port,
+    dev: Arc<NetDev>,
     sender: Sender,
 }
 
 impl Outlet {
     /// For at most `limit` bytes in flight; `i32::MAX` for any number. `event` of `bell` is rung when
     /// there is room that somebody wanted.
-    pub(crate) fn new(port: Port, limit: i32, bell: Arc<Bell>, event: u32) -> Result<Self> {
+    pub(crate) fn new(dev: Arc<NetDev>, limit: i32, bell: Arc<Bell>, event: u32) -> Result<Self> {
         let sender = Sender::new(Ear::Bell(bell, event), limit)?;
-        Ok(Self { port, sender })
+        Ok(Self { dev, sender })
     }
 
     /// The same, without limit, for a file; `waiters` are woken when there is room.
-    pub(crate) fn new_file(port: Port, waiters: Arc<Waiters>) -> Result<Self> {
+    pub(crate) fn new_file(dev: Arc<NetDev>, waiters: Arc<Waiters>) -> Result<Self> {
         let sender = Sender::new(Ear::Waiters(waiters), i32::MAX)?;
-        Ok(Self { port, sender })
+        Ok(Self { dev, sender })
     }
 
-    /// The port.
+    /// The device.
     #[inline]
-    pub(crate) fn port(&self) -> &Port {
-        &self.port
+    pub(crate) fn device(&self) -> &Arc<NetDev> {
+        &self.dev
     }
 
     /// From now on so many bytes may be in flight.
@@ -193,7 +191,7 @@ impl Outlet {
         let Some((bufs, count, header)) = batch.front() else {
             return Ok(0);
         };
-        let refused = self.port.0.dev.with(|dev| {
+        let refused = self.dev.with(|dev| {
             // SAFETY: The device is there; `count` buffers are filled, with such headers.
             unsafe {
                 bindings::rvh_dev_transmit(
@@ -268,7 +266,7 @@ impl Outlet {
         skb: *mut bindings::sk_buff,
         base: &[u16; hdr::BASE_BYTES / 2],
     ) -> Result {
-        let sent = self.port.0.dev.with(|dev| {
+        let sent = self.dev.with(|dev| {
             // SAFETY: The device is there, and the packet ours to give.
             unsafe {
                 bindings::rvh_skb_transmit(

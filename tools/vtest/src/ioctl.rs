@@ -95,6 +95,23 @@ pub(crate) struct Rss {
     pub(crate) carried: [u64; 128],
 }
 
+impl Rss {
+    /// One that changes nothing.
+    pub(crate) fn none() -> Self {
+        Self {
+            flags: 0,
+            hash_types: 0,
+            unclassified: 0,
+            table_len: 0,
+            key_len: 0,
+            reserved: 0,
+            key: [0; 40],
+            table: [0; 128],
+            carried: [0; 128],
+        }
+    }
+}
+
 /// `struct rvhost_net_cpus`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -139,6 +156,7 @@ ioctl_iow_nr!(RVHOST_NET_SET_RSS, VHOST, 0xe1, Rss);
 ioctl_ior_nr!(RVHOST_NET_GET_RSS, VHOST, 0xe1, Rss);
 ioctl_iow_nr!(RVHOST_NET_REBALANCE, VHOST, 0xe2, u32);
 ioctl_iow_nr!(RVHOST_NET_SET_CPUS, VHOST, 0xe3, CpuSet);
+ioctl_iow_nr!(RVHOST_NET_SET_SOCKET_NETDEV, VHOST, 0xe4, Netdev);
 
 /// What an ioctl is called.
 pub(crate) fn name(number: libc::c_ulong) -> String {
@@ -310,5 +328,6 @@ mod tests {
         assert_eq!(RVHOST_NET_GET_RSS(), 0x8538_afe1);
         assert_eq!(RVHOST_NET_REBALANCE(), 0x4004_afe2);
         assert_eq!(RVHOST_NET_SET_CPUS(), 0x4010_afe3);
+        assert_eq!(RVHOST_NET_SET_SOCKET_NETDEV(), 0x4020_afe4);
     }
 }

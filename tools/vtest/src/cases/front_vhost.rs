@@ -33,6 +33,7 @@ use crate::front::tun;
 use crate::front::MANY;
 use crate::front::ONE;
 use crate::ioctl::Raw;
+use crate::ioctl::Rss;
 use crate::net;
 use crate::poll;
 use crate::process;
@@ -230,7 +231,7 @@ fn detached(ctx: &Ctx) -> Result<()> {
 
 fn steered(ctx: &Ctx) -> Result<()> {
     let (mut vmms, files, far) = several(ctx, 3)?;
-    let mut rss = super::steering::none();
+    let mut rss = Rss::none();
     // The table alone, all of it the last queue.
     rss.flags = 1 << 4;
     rss.table_len = 1;

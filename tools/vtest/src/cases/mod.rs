@@ -40,6 +40,7 @@ mod multi;
 mod netdev;
 mod netdev_changes;
 mod netdev_kinds;
+mod netdev_socket;
 mod netdev_tc;
 mod netdev_waits;
 mod notify;
@@ -119,6 +120,7 @@ pub(crate) fn all() -> Vec<Case> {
     netdev::register(&mut table);
     netdev_changes::register(&mut table);
     netdev_kinds::register(&mut table);
+    netdev_socket::register(&mut table);
     netdev_tc::register(&mut table);
     netdev_waits::register(&mut table);
     front::register(&mut table);

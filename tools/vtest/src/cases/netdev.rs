@@ -8,6 +8,7 @@ use anyhow::ensure;
 use anyhow::Context;
 use anyhow::Result;
 
+use super::front::powerless;
 use crate::case::skip;
 use crate::case::Ctx;
 use crate::case::Module;
@@ -542,11 +543,7 @@ fn capability(ctx: &Ctx) -> Result<()> {
     let vmm = stopped(ctx, V1, "vt0")?;
     pair()?;
     let wanted = wanted(NEAR)?;
-    // struct __user_cap_header_struct of version 3, and no capability at all.
-    let (header, none) = ([0x2008_0522u32, 0], [0u32; 6]);
-    // SAFETY: Both are valid for what the system call reads.
-    let rc = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) };
-    expect("capset", rc, 0)?;
+    powerless()?;
     expect("without it", set(&vmm, &wanted), Err(Errno(libc::EPERM)))
 }
 

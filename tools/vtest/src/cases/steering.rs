@@ -155,7 +155,7 @@ impl Port {
     }
 
     pub(super) fn set(&self, change: impl FnOnce(&mut Rss)) -> Outcome {
-        let mut rss = none();
+        let mut rss = Rss::none();
         change(&mut rss);
         self.pairs[0]
             .vhost
@@ -164,7 +164,7 @@ impl Port {
     }
 
     pub(super) fn get(&self) -> Result<Rss> {
-        let mut rss = none();
+        let mut rss = Rss::none();
         self.pairs[0]
             .vhost
             .raw()
@@ -233,20 +233,6 @@ impl Port {
             }
             Ok(None)
         })
-    }
-}
-
-pub(super) fn none() -> Rss {
-    Rss {
-        flags: 0,
-        hash_types: 0,
-        unclassified: 0,
-        table_len: 0,
-        key_len: 0,
-        reserved: 0,
-        key: [0; 40],
-        table: [0; 128],
-        carried: [0; 128],
     }
 }
 

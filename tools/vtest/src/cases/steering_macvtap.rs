@@ -11,7 +11,6 @@ use super::netdev::tool;
 use super::netdev::FAR;
 use super::netdev::NEAR;
 use super::steering::flow;
-use super::steering::none;
 use super::steering::Port;
 use crate::case::skip;
 use crate::case::Ctx;
@@ -21,6 +20,7 @@ use crate::device::feature;
 use crate::errno::Errno;
 use crate::frame::NetHdr;
 use crate::ioctl;
+use crate::ioctl::Rss;
 use crate::net;
 use crate::net::Mode;
 use crate::net::Vtap;
@@ -139,7 +139,7 @@ fn left_alone(ctx: &Ctx) -> Result<()> {
     if ctx.module == Module::Rust {
         let nowhere = Err(Errno(libc::ENOTCONN));
         let raw = port.pairs[0].vhost.raw();
-        let got = raw.get(ioctl::RVHOST_NET_GET_RSS(), &mut none());
+        let got = raw.get(ioctl::RVHOST_NET_GET_RSS(), &mut Rss::none());
         expect("RVHOST_NET_GET_RSS", got, nowhere)?;
         let moved = raw.put(ioctl::RVHOST_NET_REBALANCE(), &1u32);
         expect("RVHOST_NET_REBALANCE", moved, nowhere)?;
@@ -168,7 +168,7 @@ fn asked_for(ctx: &Ctx) -> Result<()> {
     }
     port.pairs[1].start()?;
     let raw = port.pairs[1].vhost.raw();
-    let got = raw.get(ioctl::RVHOST_NET_GET_RSS(), &mut none());
+    let got = raw.get(ioctl::RVHOST_NET_GET_RSS(), &mut Rss::none());
     expect("settings", got, Err(Errno(libc::ENOTCONN)))
 }
 
