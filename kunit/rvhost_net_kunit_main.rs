@@ -5,6 +5,7 @@
 //! `kext`, against the real kernel.
 #![crate_name = "rvhost_net_kunit"]
 
+mod card;
 mod cgroup;
 mod chrdev;
 mod counter;
@@ -19,8 +20,10 @@ mod killable;
 mod kthread;
 mod log;
 mod mm;
+mod outlet;
 mod param;
 mod poll;
+mod port;
 mod sched;
 mod socket;
 mod support;
@@ -29,10 +32,13 @@ mod tun;
 mod usermem;
 #[path = "../rust/vcore/mod.rs"]
 pub mod vcore;
+mod vtap;
 mod wait;
 mod xdp;
 
 use kernel::prelude::*;
+
+use self::kext::netdev::Watch;
 
 module! {
     type: Tests,
@@ -42,16 +48,17 @@ module! {
     license: "GPL",
 }
 
-struct Tests;
+struct Tests(#[allow(dead_code)] Watch);
 
 impl kernel::Module for Tests {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        Ok(Self)
+        Ok(Self(Watch::new()?))
     }
 }
 
 impl Drop for Tests {
     fn drop(&mut self) {
         support::clean_up();
+        card::clean_up();
     }
 }

@@ -59,6 +59,22 @@ unsigned int rvk_waiting(void);
 u64 rvk_sent_packets(void);
 int rvk_packet_socket(void);
 
+/* card.c: a network device */
+struct rvk_dev {
+	u64 rx_dropped, tx_dropped;
+	int refs;
+	u32 promiscuity, allmulti;
+	bool handled, hooked;
+};
+
+int rvk_card(void);
+void rvk_card_close(void);
+void rvk_card_remove(void);
+int rvk_card_receive(const u8 *data, u32 len);
+unsigned int rvk_card_sending(void);
+void rvk_card_sent(unsigned int count);
+int rvk_dev(int ifindex, struct rvk_dev *out);
+
 /* trace.c: what the last tracepoint said. */
 struct rvk_told {
 	u32 times, dev, queue, what;
