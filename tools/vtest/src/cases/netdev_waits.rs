@@ -20,6 +20,7 @@ use super::netdev_changes;
 use crate::case::Ctx;
 use crate::case::Table;
 use crate::errno::Errno;
+use crate::frame::compare;
 use crate::frame::NetHdr;
 use crate::front;
 use crate::front::tun;
@@ -40,6 +41,7 @@ const COUNT: usize = 100;
 pub(super) fn register(table: &mut Table) {
     table.add("netdev::full_device_makes_the_guest_wait", waits);
     table.add("netdev::full_device_drops_without_a_limit", drops);
+    table.add("netdev::others_go_on_while_one_waits", others);
     table.add("netdev::stopped_while_it_waits", stopped);
     table.add("netdev::down_while_it_waits", down);
     table.add("netdev::deleted_while_it_waits", deleted);
@@ -140,6 +142,77 @@ fn drops(ctx: &Ctx) -> Result<()> {
     }
     ensure!((10..60).contains(&passed), "{passed} of {COUNT} passed");
     Ok(())
+}
+
+fn tc(object: &str, what: &str, rest: &str) -> Result<()> {
+    let mut words = vec![object, what, "dev", NEAR];
+    words.extend(rest.split(' '));
+    tool("tc", &words)
+}
+
+/// Two queues of one device, which lets out the first one's packets at a trickle.
+fn others(ctx: &Ctx) -> Result<()> {
+    let mut vmm = netdev::stopped(ctx, V1, "vt0")?;
+    let mut other = netdev::stopped(ctx, V1, "vt1")?;
+    netdev::pair()?;
+    let far = Wire::open(FAR)?;
+    tc("qdisc", "add", "root handle 1: htb default 1")?;
+    let class = |what, id, rate| {
+        let rest = format!("parent 1: classid 1:{id} htb rate {rate} quantum 1514");
+        tc("class", what, &rest)
+    };
+    class("add", 1, "8kbit")?;
+    class("add", 2, "1gbit")?;
+    tc(
+        "filter",
+        "add",
+        "parent 1: protocol ip matchall classid 1:2",
+    )?;
+    for vmm in [&vmm, &other] {
+        netdev::bind(vmm, &limited(LIMIT)?)?;
+    }
+    let slow = send(&mut vmm)?;
+    is_waiting(&mut vmm)?;
+    let mut came = Vec::new();
+    // More than its ring and its limit hold.
+    for round in 0..10 {
+        let mut fast = Vec::new();
+        for _ in 0..COUNT {
+            let frame = other.tx_frames.udp4(1000, 1, 2);
+            other.queue_tx(&NetHdr::default(), &frame, &Split::HeaderAlone)?;
+            fast.push(frame);
+        }
+        other.tx.flush()?;
+        let mut left = fast.iter();
+        while left.len() > 0 {
+            let (_, frame) = far
+                .recv()
+                .with_context(|| format!("round {round}, {} to come", left.len()))?;
+            if slow.contains(&frame) {
+                came.push(frame);
+            } else {
+                compare(
+                    "frame of the other queue",
+                    &frame,
+                    left.next().unwrap_or(&frame),
+                )?;
+            }
+        }
+        other.tx.drain()?;
+    }
+    let used = usize::from(vmm.tx.ring.used_idx());
+    ensure!(used < COUNT - 10, "{used} of {COUNT} were taken meanwhile");
+    class("change", 1, "1gbit")?;
+    for frame in &slow[came.len()..] {
+        compare("frame of the first queue", &far.recv()?.1, frame)?;
+    }
+    expect(
+        "those that came first",
+        came.as_slice(),
+        &slow[..came.len()],
+    )?;
+    vmm.tx.drain()?;
+    expect("dropped by the device", net::counters(NEAR)?.tx_dropped, 0)
 }
 
 /// What was not taken yet is there for the next start.
