@@ -13,6 +13,7 @@ use crate::bench::Way;
 use crate::frame::GUEST_MAC;
 use crate::ioctl;
 use crate::ioctl::Netdev;
+use crate::ioctl::Rss;
 use crate::net;
 use crate::net::Mode;
 use crate::tap::Tap;
@@ -33,6 +34,8 @@ pub(crate) enum Path {
     Bridge,
     /// A MacVTap on the card: it has all of it to receive, and is in VEPA mode to send.
     Macvtap,
+    /// The same, its packets steered by rvhost.
+    MacvtapRss,
     /// A MacVLAN likewise, by RVHOST_NET_SET_NETDEV.
     Macvlan,
     /// Nothing: RVHOST_NET_SET_NETDEV names the card.
@@ -94,7 +97,7 @@ impl Path {
                 net::set_queue_len(&name, queue as i32)?;
                 vmm.start()?;
             }
-            Self::Macvtap => {
+            Self::Macvtap | Self::MacvtapRss => {
                 let options = TapOptions {
                     header: vmm.hdr_len,
                     ..TapOptions::default()
@@ -102,6 +105,12 @@ impl Path {
                 vmm.tap = Tap::open_vtap(net::Vtap::In(mode), "mvt", CARD, &options)?;
                 net::set_queue_len("mvt", queue as i32)?;
                 vmm.start()?;
+                if self == Self::MacvtapRss {
+                    vmm.vhost
+                        .raw()
+                        .put(ioctl::RVHOST_NET_SET_RSS(), &Rss::none())
+                        .context("RVHOST_NET_SET_RSS")?;
+                }
             }
             Self::Macvlan => {
                 net::add_macvlan_in(mode, CARD, "mvl", GUEST_MAC)?;
