@@ -445,9 +445,13 @@ fn put_chain(
     Ok(())
 }
 
-/// Gives the CPU away between looks at the ring, and gives up in the end.
+/// How often a driver with a CPU of its own looks before it enters the kernel.
+const SPINS: u32 = 1024;
+
+/// Looks at a ring again and again, and gives up in the end.
 pub(crate) struct Patience {
     looks: u32,
+    spins: u32,
     deadline: Instant,
 }
 
@@ -455,6 +459,7 @@ impl Patience {
     pub(crate) fn new() -> Self {
         Self {
             looks: 0,
+            spins: 0,
             deadline: Instant::now() + poll::PATIENCE,
         }
     }
@@ -464,7 +469,17 @@ impl Patience {
         self.looks = 0;
     }
 
-    /// There was none.
+    /// There was none: looks again soon. System calls would take as long as several batches.
+    pub(crate) fn spin(&mut self, what: &str) -> Result<()> {
+        self.spins = (self.spins + 1) % SPINS;
+        if self.spins == 0 {
+            return self.wait(what);
+        }
+        std::hint::spin_loop();
+        Ok(())
+    }
+
+    /// There was none: gives the CPU away.
     pub(crate) fn wait(&mut self, what: &str) -> Result<()> {
         self.looks += 1;
         match self.looks {
