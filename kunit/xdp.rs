@@ -338,7 +338,8 @@ mod tests {
             assert_eq!(queue.send_batch(&mut batch, false), Ok(()));
             assert_eq!(batch.add(&mut user, &packet), Ok(()));
         }
-        assert!(before < free_pages() + 1024);
+        // 13,000 packets would be 26 MiB. The debug kernel keeps what was freed, for a while.
+        assert!(before < free_pages() + 4096);
         Ok(())
     }
 
