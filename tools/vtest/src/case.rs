@@ -69,6 +69,13 @@ pub(crate) struct Ctx {
     pub(crate) card: Option<Card>,
 }
 
+impl Ctx {
+    /// Rounds of a case that has `most` of them by default, and `least` if there are to be few.
+    pub(crate) fn rounds(&self, least: u32, most: u32) -> u32 {
+        (self.cycles.saturating_mul(most) / 1000).clamp(least, most)
+    }
+}
+
 /// A network card with virtual functions, and what it is connected to.
 #[derive(Clone, Debug)]
 pub(crate) struct Card {

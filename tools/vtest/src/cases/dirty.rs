@@ -243,7 +243,7 @@ fn cleared(ctx: &Ctx) -> Result<()> {
         })
     };
     let mut wanted = BTreeSet::new();
-    for _ in 0..20 {
+    for _ in 0..ctx.rounds(2, 20) {
         vmm.post_rx(200, &[2048])?;
         for _ in 0..200 {
             let received = vmm.check_rx(60)?;
@@ -302,7 +302,7 @@ fn toggled(ctx: &Ctx) -> Result<()> {
         (ring.desc / PAGE, 256),
         (vmm.mem.rx_buffer(PAGE)? / PAGE, 1024),
     ];
-    for round in 0..10 {
+    for round in 0..ctx.rounds(2, 10) {
         // Off: packets go to pages that nobody asks for.
         vmm.post_rx(40, &[3000])?;
         for _ in 0..20 {

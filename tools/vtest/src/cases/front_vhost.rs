@@ -319,7 +319,7 @@ fn closed(ctx: &Ctx) -> Result<()> {
 fn deleted(ctx: &Ctx) -> Result<()> {
     let (mut vmm, file) = on_veth(ctx, V1)?;
     vmm.post_rx(250, &[2048])?;
-    for _ in 0..5 {
+    for _ in 0..ctx.rounds(1, 5) {
         netdev::load(&mut vmm)?;
         net::delete(NEAR)?;
         netdev::load(&mut vmm)?;

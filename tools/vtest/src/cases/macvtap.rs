@@ -477,7 +477,8 @@ fn load(vmm: &mut Vmm, count: usize) -> Result<()> {
 /// Deletes `name` while packets go both ways, again and again.
 fn deleted_while(ctx: &Ctx, name: &str) -> Result<()> {
     let mut vmm = Setup::new().features(V1).stopped().build(ctx)?;
-    for mode in [Mode::Bridge, Mode::Vepa, Mode::Passthru].repeat(5) {
+    let modes = [Mode::Bridge, Mode::Vepa, Mode::Passthru];
+    for mode in modes.repeat(ctx.rounds(1, 5) as usize) {
         again(&mut vmm, Vtap::In(mode))?;
         vmm.rx.drain_some()?;
         vmm.post_rx(64 - vmm.rx.pending().min(64), &[2048])?;

@@ -509,7 +509,7 @@ fn moved(ctx: &Ctx) -> Result<()> {
 fn again(ctx: &Ctx) -> Result<()> {
     let mut vmm = on_veth(ctx, V1, 0)?;
     vmm.post_rx(64, &[2048])?;
-    for _ in 0..10 {
+    for _ in 0..ctx.rounds(2, 10) {
         vmm.check_alive()?;
         net::delete(NEAR)?;
         pair()?;

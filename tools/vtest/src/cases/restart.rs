@@ -634,7 +634,7 @@ fn used_flags(ctx: &Ctx) -> Result<()> {
 }
 
 fn close_running(ctx: &Ctx) -> Result<()> {
-    for round in 0..10 {
+    for round in 0..ctx.rounds(2, 10) {
         let name = format!("vt{round}");
         let mut vmm = Setup::new().tap_name(&name).build(ctx)?;
         vmm.post_rx(100, &[2048])?;

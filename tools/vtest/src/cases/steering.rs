@@ -307,7 +307,7 @@ fn moved(ctx: &Ctx, make: Make) -> Result<()> {
 fn live(ctx: &Ctx, make: Make) -> Result<()> {
     let mut port = make(ctx, 4, feature::VERSION_1)?;
     let mut turn = 0u16;
-    for round in 0..50 {
+    for round in 0..ctx.rounds(5, 50) {
         let frames: Vec<_> = (0..100).map(|i| flow(100 * round + i)).collect();
         for (i, frame) in frames.iter().enumerate() {
             port.far.send(&NetHdr::default(), frame)?;

@@ -2,6 +2,8 @@
 
 //! Several queue pairs on the queues of one MacVTap, which are steered when somebody asks for it.
 
+use std::time::Duration;
+
 use anyhow::ensure;
 use anyhow::Context;
 use anyhow::Result;
@@ -54,7 +56,11 @@ pub(super) fn register(table: &mut Table) {
     );
     table.add("steering::macvtap_reports_no_hash_of_others", unhashed);
     table.add("steering::macvtap_filters_come_first", filtered);
-    table.add("steering::macvtap_closed_under_load", closed);
+    table.add_long(
+        "steering::macvtap_closed_under_load",
+        Duration::from_secs(300),
+        closed,
+    );
     table.add("steering::macvtap_deleted_under_load", deleted);
 }
 
@@ -249,7 +255,7 @@ fn load(port: &Port, count: u32) {
 
 /// Machines end, one by one, while packets come.
 fn closed(ctx: &Ctx) -> Result<()> {
-    for _ in 0..ctx.cycles.clamp(1, 10) {
+    for _ in 0..ctx.rounds(1, 10) {
         let mut port = steered(ctx, 4, V1)?;
         while let Some(vmm) = port.pairs.pop() {
             load(&port, 60);
@@ -266,7 +272,7 @@ fn closed(ctx: &Ctx) -> Result<()> {
 /// The device goes while packets come and are steered; its queue pairs work on another one.
 fn deleted(ctx: &Ctx) -> Result<()> {
     let mut port = steered(ctx, 2, V1)?;
-    for round in 0..10 {
+    for round in 0..ctx.rounds(2, 10) {
         load(&port, 60);
         net::delete(if round % 2 == 0 { DEVICE } else { NEAR })?;
         load(&port, 20);
