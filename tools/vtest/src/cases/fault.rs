@@ -58,17 +58,21 @@ pub(super) fn register(table: &mut Table) {
     table.add_long("fault::while_setting_up", limit, setting_up);
     table.add_long("fault::while_changing_a_running_device", limit, changing);
     table.add_long("fault::while_mapping_and_answering", limit, mapping);
-    table.add_long("fault::while_sending", limit, |ctx| running(ctx, TX));
-    table.add_long("fault::while_receiving", limit, |ctx| running(ctx, RX));
+    for (name, index) in [("sending", TX), ("receiving", RX)] {
+        table.add_long(format!("fault::while_{name}"), limit, move |ctx| {
+            let mut vmm = kernel_threads(ctx, |setup| setup)?;
+            packets(&mut vmm, index, &[60, 1500, 20_000])
+        });
+    }
     table.add_long("fault::while_a_life_goes_by", limit, life);
 }
 
 /// The switch of one task.
-struct Faults(File);
+pub(super) struct Faults(File);
 
 impl Faults {
     /// Those of this thread.
-    fn here() -> Result<Self> {
+    pub(super) fn here() -> Result<Self> {
         Self::of("/proc/thread-self".into())
     }
 
@@ -113,7 +117,7 @@ impl Faults {
 
 /// Calls `body` again and again, one fault further on each time, until none
 /// comes. Returns how many there were.
-fn each(what: &str, mut body: impl FnMut() -> Outcome) -> Result<u32> {
+pub(super) fn each(what: &str, mut body: impl FnMut() -> Outcome) -> Result<u32> {
     let faults = Faults::here()?;
     for n in 1..=MOST {
         faults.fail(n)?;
@@ -335,31 +339,30 @@ fn worker(index: usize) -> Result<Faults> {
     bail!("no thread is called {prefix}")
 }
 
-/// The packet during which something fails arrives or is dropped; its chain
-/// comes back or stays, and the next one arrives.
-fn running(ctx: &Ctx, index: usize) -> Result<()> {
+/// A machine whose queues are served by kernel threads: these are found in /proc under either module.
+pub(super) fn kernel_threads(ctx: &Ctx, with: fn(Setup) -> Setup) -> Result<Vmm> {
     Faults::here()?;
-    let (vhost, mem) = {
-        let mem = crate::mem::Memory::new()?;
-        let vhost = device::VhostNet::open(&ctx.device, &mem)?;
-        // Kernel threads are found in /proc under either module.
-        let raw = vhost.raw();
-        expect(
-            "FORK_FROM_OWNER",
-            raw.put(ioctl::SET_FORK_FROM_OWNER(), &0u8),
-            Ok(0),
-        )?;
-        expect("SET_OWNER", raw.set_owner(), Ok(0))?;
-        (vhost, mem)
-    };
-    let mut vmm = Setup::new()
-        .features(feature::VERSION_1 | feature::EVENT_IDX)
-        .on(vhost, mem, ctx)?;
+    let mem = crate::mem::Memory::new()?;
+    let vhost = device::VhostNet::open(&ctx.device, &mem)?;
+    let raw = vhost.raw();
+    expect(
+        "FORK_FROM_OWNER",
+        raw.put(ioctl::SET_FORK_FROM_OWNER(), &0u8),
+        Ok(0),
+    )?;
+    expect("SET_OWNER", raw.set_owner(), Ok(0))?;
+    let setup = Setup::new().features(feature::VERSION_1 | feature::EVENT_IDX);
+    with(setup).on(vhost, mem, ctx)
+}
+
+/// The packet during which something fails arrives or is dropped; its chain comes back or stays, and the
+/// next one arrives. Packets to receive are short.
+pub(super) fn packets(vmm: &mut Vmm, index: usize, lens: &[usize]) -> Result<()> {
     vmm.post_rx(100, &[2048])?;
     vmm.check_alive()?;
     let faults = worker(index)?;
     let mut came = 0;
-    for len in [60, 1500, 20_000] {
+    for &len in lens {
         if index == RX && len > 1500 {
             continue;
         }
@@ -370,8 +373,8 @@ fn running(ctx: &Ctx, index: usize) -> Result<()> {
                 break;
             }
             faults.fail(n)?;
-            let dropped = one_packet(&mut vmm, index, len)
-                .with_context(|| format!("{len} bytes, fault {n}"))?;
+            let dropped =
+                one_packet(vmm, index, len).with_context(|| format!("{len} bytes, fault {n}"))?;
             if faults.end()? {
                 came += 1;
                 calm = 0;

@@ -15,6 +15,7 @@ mod data;
 mod dirty;
 mod fair;
 mod fault;
+mod fault_netdev;
 pub(crate) mod features;
 mod front;
 mod front_vhost;
@@ -146,6 +147,7 @@ pub(crate) fn all() -> Vec<Case> {
     random::register(&mut table);
     fuzz::register(&mut table);
     fault::register(&mut table);
+    fault_netdev::register(&mut table);
     stress::register(&mut table);
     table.into_cases()
 }

@@ -85,6 +85,11 @@ fn on(ctx: &Ctx, kind: Vtap, count: usize, features: u64) -> Result<Port> {
     on_any(ctx, kind, count, features)
 }
 
+/// Queue pairs on a MacVTap that distributes packets itself.
+pub(super) fn unsteered(ctx: &Ctx, count: usize, features: u64) -> Result<Port> {
+    on(ctx, Vtap::In(Mode::Bridge), count, features)
+}
+
 fn on_any(ctx: &Ctx, kind: Vtap, count: usize, features: u64) -> Result<Port> {
     let mut pairs = Vec::new();
     for i in 0..count {
