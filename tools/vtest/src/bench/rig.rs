@@ -4,6 +4,7 @@
 //! available entries are written once, then only indices move, so that the
 //! driver costs next to nothing.
 
+use std::time::Duration;
 use std::time::Instant;
 
 use anyhow::bail;
@@ -27,7 +28,6 @@ use crate::ioctl::VringState;
 use crate::mem::Memory;
 use crate::mem::BOUNDARY;
 use crate::mem::PAGE;
-use crate::poll;
 use crate::ring::Desc;
 use crate::ring::Ring;
 use crate::ring::F_INDIRECT;
@@ -447,6 +447,8 @@ fn put_chain(
 
 /// How often a driver with a CPU of its own looks before it enters the kernel.
 const SPINS: u32 = 1024;
+/// How long without progress is for ever.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Looks at a ring again and again, and gives up in the end.
 pub(crate) struct Patience {
@@ -460,7 +462,7 @@ impl Patience {
         Self {
             looks: 0,
             spins: 0,
-            deadline: Instant::now() + poll::PATIENCE,
+            deadline: Instant::now() + PATIENCE,
         }
     }
 
@@ -483,9 +485,9 @@ impl Patience {
     pub(crate) fn wait(&mut self, what: &str) -> Result<()> {
         self.looks += 1;
         match self.looks {
-            1 => self.deadline = Instant::now() + poll::PATIENCE,
+            1 => self.deadline = Instant::now() + PATIENCE,
             looks if looks % 1024 == 0 && Instant::now() > self.deadline => {
-                bail!("{what} made no progress in {:?}", poll::PATIENCE)
+                bail!("{what} made no progress in {:?}", PATIENCE)
             }
             _ => {}
         }
