@@ -33,6 +33,7 @@ use kernel::{
 use super::{
     bindings,
     ifname,
+    rtnl::Rtnl,
     socket::Socket, //
 };
 
@@ -88,6 +89,8 @@ impl NetDev {
             Which::Name(name) if name.contains(&0) => (0, name.as_ptr().cast()),
             Which::Name(_) => return Err(ENODEV),
         };
+        // So that it is not moved before it is held: permission is that of its namespace.
+        let _rtnl = Rtnl::lock();
         // SAFETY: May be called by any user process; the name ends within its bytes.
         let raw = from_err_ptr(unsafe { bindings::rvh_dev_get(index, name) })?;
         // SAFETY: The device was referenced for us.
@@ -100,6 +103,8 @@ impl NetDev {
     ///
     /// As for [`Self::get`]; `EINVAL` if it is bound to none.
     pub(crate) fn of_socket(socket: &Socket) -> Result<Arc<Self>> {
+        // As above.
+        let _rtnl = Rtnl::lock();
         // SAFETY: The socket is valid as long as we have it.
         let raw = from_err_ptr(unsafe { bindings::rvh_dev_of_socket(socket.as_ptr()) })?;
         // SAFETY: The device was referenced for us.
