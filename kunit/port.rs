@@ -250,8 +250,28 @@ mod tests {
         let two = bind(&card, &WANTED)?;
         set_table(port, &[0])?;
         assert_eq!(count()?, 2);
+        port.change_rss(|rss| {
+            rss.even = true;
+            Ok(())
+        })?;
         drop(two);
         assert_eq!(count()?, 3);
+        Ok(())
+    }
+
+    #[test]
+    fn only_queue_is_known_by_any_number() -> Result {
+        let card = Card::new()?;
+        let five = numbered(&card, 5)?;
+        card.receive(&frame(1))?;
+        assert_eq!(taken(&five), 1);
+        assert_eq!(five.port().carried().sum::<u64>(), 0);
+        let one = bind(&card, &WANTED)?;
+        for flow in 0..16 {
+            card.receive(&frame(flow))?;
+        }
+        assert_eq!(taken(&one) + taken(&five), 16);
+        assert_eq!(one.port().carried().sum::<u64>(), 16);
         Ok(())
     }
 

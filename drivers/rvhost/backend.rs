@@ -72,9 +72,6 @@ impl Endpoint {
     /// Takes its place on a port, if there is one, for a queue that receives, or not, with each
     /// packet's hash, or not.
     pub(crate) fn join(&self, receives: bool, hashes: bool) -> Result<Option<PortPlace>> {
-        if hashes {
-            self.hashes();
-        }
         Ok(match self {
             Self::Tap(tap) if receives => VtapQueue::join(tap, hashes)?.map(PortPlace::Vtap),
             Self::Tap(_) | Self::Packet(_) | Self::Outlet(_) => None,
@@ -83,12 +80,12 @@ impl Endpoint {
         })
     }
 
-    /// Asks for packets with their hash. Returns whether they may come so.
+    /// Whether packets may come with their hash.
     #[inline]
-    pub(crate) fn hashes(&self) -> bool {
+    pub(crate) fn may_hash(&self) -> bool {
         match self {
             Self::Tap(tap) => tap.may_hash(),
-            _ => self.inlet().map(PortQueue::want_hashes).is_some(),
+            _ => self.inlet().is_some(),
         }
     }
 

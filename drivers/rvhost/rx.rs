@@ -145,7 +145,7 @@ impl Rx {
                 self.packets.describe(Headers {
                     tunnel: ring.header.tunnel,
                     blank: ring.header.sock == 0,
-                    hashed: ring.header.hash && endpoint.hashes(),
+                    hashed: ring.header.hash && endpoint.may_hash(),
                 });
                 self.deliver_taken(ring, user, &mut sum)
             }

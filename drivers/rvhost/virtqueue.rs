@@ -329,6 +329,9 @@ impl Virtqueue {
     pub(crate) fn run_on(mut self: KBox<Self>, backend: Backend) -> Running {
         self.stall = Stall::No;
         let ring = &self.ring;
+        if let (true, Some(queue)) = (ring.header.hash, backend.endpoint.inlet()) {
+            queue.want_hashes();
+        }
         ring.stats
             .start(ring.layout.num(), backend.endpoint.place());
         trace::queue_start(

@@ -271,8 +271,7 @@ impl PortQueue {
         &self.port
     }
 
-    /// From now on packets come with their hash.
-    #[inline]
+    /// From now on, as long as the port is there, packets come with their hash.
     pub(crate) fn want_hashes(&self) {
         self.port.0.hashes.store(true, Relaxed);
     }

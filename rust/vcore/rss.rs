@@ -321,16 +321,6 @@ pub struct Choice {
 }
 
 impl<S: Deref<Target = [Sums]>> Steering<S> {
-    /// The queue that gets everything, if one does.
-    pub fn only(&self) -> Option<u16> {
-        let all = |&queue: &u16| queue == self.unclassified;
-        self.table
-            .entries()
-            .iter()
-            .all(all)
-            .then_some(self.unclassified)
-    }
-
     /// Decides on a flow.
     #[inline]
     pub fn choose(&self, flow: &Flow<'_>) -> Choice {

@@ -63,7 +63,8 @@ impl Port {
 }
 
 impl Rss {
-    pub(super) fn decide(&self) -> Result<KBox<Decide>> {
+    /// What decides so, where `only` is the queue that gets everything.
+    pub(super) fn decide(&self, only: Option<u16>) -> Result<KBox<Decide>> {
         let sums = KVVec::from_elem(NO_SUMS, INPUT_BYTES, GFP_KERNEL)?;
         let steering = Steering {
             toeplitz: Toeplitz::new(&self.key, sums),
@@ -71,7 +72,6 @@ impl Rss {
             table: self.table,
             unclassified: self.unclassified,
         };
-        let only = steering.only().filter(|_| self.even);
         Ok(KBox::new(Decide { steering, only }, GFP_KERNEL)?)
     }
 }

@@ -94,7 +94,7 @@ impl<Q: Queue> Steer<Q> {
             carried.push(Atomic::new(0), GFP_KERNEL)?;
         }
         let before = KVec::from_elem(0, MAX_ENTRIES, GFP_KERNEL)?;
-        let decide = KBox::into_raw(rss.decide()?);
+        let decide = KBox::into_raw(rss.decide(None)?);
         // INVARIANT: There are no slots in use; `decide` was allocated just now.
         Ok(Self {
             ifindex,
@@ -194,17 +194,19 @@ impl<Q: Queue> Steer<Q> {
         }
         let mut rss = state.rss.clone();
         rss.table = Table::even(1);
-        let mut there = self.numbers(rtnl).cycle();
+        let numbers = self.numbers(rtnl);
+        let mut there = numbers.clone().cycle();
         for entry in rss.table.entries_mut() {
             *entry = there.next().unwrap_or(0);
         }
+        let only = there.next().filter(|_| numbers.count() == 1);
         drop(there);
-        self.take_over(rss, rtnl)
+        self.take_over(rss, only, rtnl)
     }
 
-    /// Takes over how queues are chosen.
-    fn take_over(&self, rss: Rss, rtnl: &mut Rtnl) -> Result {
-        let decide = KBox::into_raw(rss.decide()?);
+    /// Takes over how queues are chosen. `only`: there is one, which gets everything.
+    fn take_over(&self, rss: Rss, only: Option<u16>, rtnl: &mut Rtnl) -> Result {
+        let decide = KBox::into_raw(rss.decide(only)?);
         let old = self.decide.xchg(decide, Full);
         rtnl.wait_for_receivers();
         // SAFETY: By the type's invariant; whoever has seen it is done.
@@ -234,7 +236,7 @@ impl<Q: Queue> Steer<Q> {
     ) -> Result {
         let mut rss = self.rss(rtnl);
         change(&mut rss)?;
-        self.take_over(rss, rtnl)?;
+        self.take_over(rss, None, rtnl)?;
         self.follow(rtnl)
     }
 
@@ -260,7 +262,7 @@ impl<Q: Queue> Steer<Q> {
         );
         if moved > 0 {
             rss.even = false;
-            self.take_over(rss, rtnl)?;
+            self.take_over(rss, None, rtnl)?;
         }
         Ok(moved)
     }

@@ -380,18 +380,6 @@ fn steering(key: Key, queues: u16) -> Steering<Vec<Sums>> {
     }
 }
 
-#[test]
-fn one_queue_gets_everything_only_if_nothing_goes_elsewhere() {
-    let mut all = steering(Key(KEY), 1);
-    assert_eq!(all.only(), Some(0));
-    all.unclassified = 1;
-    assert_eq!(all.only(), None);
-    all.table.entries_mut().fill(1);
-    assert_eq!(all.only(), Some(1));
-    all.table.entries_mut()[127] = 0;
-    assert_eq!(all.only(), None);
-}
-
 /// `count` flows as they come: clients with counting addresses and ports.
 fn flows(count: u32) -> impl Iterator<Item = Vec<u8>> {
     (0..count).map(|i| {
