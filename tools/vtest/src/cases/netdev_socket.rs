@@ -306,8 +306,9 @@ fn unbound(ctx: &Ctx) -> Result<()> {
     let null = device::open(std::path::Path::new("/dev/null"))?;
     let seen = vmm.vhost.raw().set_backend(0, null.as_raw_fd());
     expect("no socket", seen, Err(Errno(libc::ENOTSOCK)))?;
-    vmm.start()?;
     vmm.post_rx(8, &[2048])?;
+    vmm.check_alive()?;
+    vmm.start()?;
     vmm.check_alive()?;
     vmm.check_quiet()
 }
