@@ -64,8 +64,8 @@ struct rvhost_net_netdev {
  * @reserved: 0
  * @key: the key
  * @table: queues
- * @carried: GET: packets that fell on each entry; none while there is one queue only,
- *	unless it reports hashes
+ * @carried: GET: packets that fell on each entry; none while a port of a network device
+ *	has one queue only, unless one has reported hashes
  *
  * How a port distributes what its device receives (virtio 1.3, 5.1.6.5.7). The port is that of the
  * queue pair behind the file. May be changed while packets flow: a flow moves only if its entry of
@@ -130,14 +130,14 @@ struct rvhost_net_cpus {
  *
  * The device is that of the socket's network namespace, in which the caller of SET_BACKEND needs
  * CAP_NET_ADMIN. The socket does no more than to name it: it is not kept, and may be closed or bound to
- * something else then. If it stays open, the kernel still gives it a copy of each packet, unless its
- * protocol is 0.
+ * something else then. If it stays open and its protocol is ETH_P_ALL, the kernel still gives it a copy of
+ * each packet.
  *
  * Virtqueue 0 receives, and is a queue of the port; virtqueue 1 transmits. Each may run by itself. Setting
  * a virtqueue's backend again makes a new queue, which must not have the number of the old one.
  *
- * Errors: EINVAL: @ifindex is not 0, or an unknown flag, or a reserved field is not 0. EPERM for others
- * than the owner. SET_BACKEND: those of RVHOST_NET_SET_NETDEV, and EINVAL for a socket that is bound to
+ * Errors: EINVAL: @ifindex is not 0, or an unknown flag, or a reserved field is not 0, or @sndbuf is 2^31
+ * or more. EPERM for others than the owner. SET_BACKEND: those of RVHOST_NET_SET_NETDEV, and EINVAL for a socket that is bound to
  * no device; what ran before goes on then.
  */
 #define RVHOST_NET_SET_SOCKET_NETDEV	_IOW(0xAF, 0xE4, struct rvhost_net_netdev)
