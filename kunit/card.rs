@@ -120,17 +120,13 @@ const VTAP: i32 = 4711;
 pub(crate) struct MacVtap(Card);
 
 impl MacVtap {
-    /// None where there is no way to make one.
-    pub(crate) fn new() -> Result<Option<Self>> {
+    pub(crate) fn new() -> Result<Self> {
         let card = Card::new()?;
         let made = shell(fmt!(
             "ip link add link rvkcard name rvkvtap index {VTAP} type macvtap mode bridge &&
              ip link set rvkvtap up"
         ));
-        if !made {
-            pr_notice!("skipped: no MacVTap\n");
-        }
-        Ok(made.then_some(Self(card)))
+        made.then_some(Self(card)).ok_or(ENODEV)
     }
 
     /// Another queue of it.

@@ -18,9 +18,7 @@ mod tests {
 
     #[test]
     fn each_signal_adds_one() -> Result {
-        let Some(fd) = Fd::event() else {
-            return Ok(());
-        };
+        let fd = Fd::event()?;
         let event = EventFd::get(fd.number())?;
         assert_eq!(fd.events()?, 0);
         event.signal();
@@ -33,9 +31,7 @@ mod tests {
 
     #[test]
     fn counter_saturates() -> Result {
-        let Some(fd) = Fd::event() else {
-            return Ok(());
-        };
+        let fd = Fd::event()?;
         let event = EventFd::get(fd.number())?;
         fd.write(&(u64::MAX - 1).to_ne_bytes())?;
         event.signal();
@@ -48,9 +44,7 @@ mod tests {
 
     #[test]
     fn descriptor_may_be_closed_while_it_is_signalled() -> Result {
-        let Some(fd) = Fd::event() else {
-            return Ok(());
-        };
+        let fd = Fd::event()?;
         let number = fd.number();
         let (by_number, by_file) = (EventFd::get(number)?, EventFd::of(&fd.file()?)?);
         drop(fd);

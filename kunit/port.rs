@@ -15,13 +15,13 @@ mod tests {
                 NetDev,
                 Which, //
             },
+            packets::Packets,
             port::{
                 Port,
                 PortQueue,
                 Wanted,
                 MAX_QUEUES, //
             },
-            tun::Packets,
             wait::Bell, //
         },
         vcore::rss::{

@@ -8,12 +8,12 @@ mod tests {
     use crate::{
         kext::{
             errno,
-            socket::Socket,
-            tun::{
+            packets::{
                 Headers,
-                Packets,
-                TapQueue, //
+                Packets, //
             },
+            socket::Socket,
+            tun::TapQueue,
         },
         support::{
             map,

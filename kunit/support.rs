@@ -176,14 +176,10 @@ impl Fd {
         Self::new(unsafe { rvk_open(path.as_char_ptr(), flags) })
     }
 
-    /// A new eventfd that does not block; `None` where there is no way to get one.
-    pub(crate) fn event() -> Option<Self> {
+    /// A new eventfd that does not block.
+    pub(crate) fn event() -> Result<Self> {
         // SAFETY: May be called by any case.
-        let fd = Self::new(unsafe { rvk_eventfd() }).ok();
-        if fd.is_none() {
-            pr_notice!("skipped: no eventfd\n");
-        }
-        fd
+        Self::new(unsafe { rvk_eventfd() })
     }
 
     pub(crate) fn number(&self) -> i32 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `kext::tun`.
+//! `kext::tun`, and `kext::packets` by it.
 
 #[kernel::macros::kunit_tests(rvhost_kext_tun)]
 mod tests {
@@ -8,13 +8,13 @@ mod tests {
     use crate::{
         kext::{
             errno,
-            tun::{
+            packets::{
                 Headers,
                 PacketView,
                 Packets,
-                TapQueue,
                 RING_BATCH, //
             },
+            tun::TapQueue,
         },
         support::{
             map,

@@ -44,9 +44,7 @@ mod tests {
 
     #[test]
     fn device_distributes_until_it_is_said_how() -> Result {
-        let Some(device) = MacVtap::new()? else {
-            return Ok(());
-        };
+        let device = MacVtap::new()?;
         let before = device.state()?;
         let (file, tap, queue) = join(&device, false)?;
         let port = queue.port().clone();
@@ -73,9 +71,7 @@ mod tests {
 
     #[test]
     fn hashes_are_had_from_the_start() -> Result {
-        let Some(device) = MacVtap::new()? else {
-            return Ok(());
-        };
+        let device = MacVtap::new()?;
         let before = device.state()?;
         for _ in 0..3 {
             let first = join(&device, false)?;
@@ -110,9 +106,7 @@ mod tests {
     #[test]
     fn device_that_goes_is_let_go() -> Result {
         for hashes in [false, true] {
-            let Some(device) = MacVtap::new()? else {
-                return Ok(());
-            };
+            let device = MacVtap::new()?;
             let (_file, tap, queue) = join(&device, hashes)?;
             // Waits until nobody has a reference.
             assert!(device.remove());

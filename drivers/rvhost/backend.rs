@@ -7,7 +7,7 @@ use kernel::{
 };
 
 use crate::{
-    front::Queue,
+    front::FrontQueue,
     kext::{
         errno,
         file::FileRef,
@@ -24,11 +24,13 @@ use crate::{
         tun::TapQueue,
         usermem::UserMem,
         wait::Bell,
-        xdp::TxBatch, //
+        xdp::{
+            Source,
+            TxBatch, //
+        },
     },
-    stats::Place,
-    steering::Place as PortPlace,
-    vcore::addr::Seg, //
+    stats::Shown,
+    steering::Seat, //
 };
 
 /// Where packets come from or go to.
@@ -42,14 +44,14 @@ pub(crate) enum Endpoint {
     /// A network device that transmits.
     Outlet(Outlet),
     /// Both, by a file that stands for them.
-    Front(FileRef, Arc<Queue>),
+    Front(FileRef, Arc<FrontQueue>),
 }
 
 impl Endpoint {
     /// What `fd` of the calling process stands for; `ENOTSOCK` if that is nothing we know.
     pub(crate) fn get(fd: i32) -> Result<Self> {
         let file = FileRef::get(fd).map_err(|_| errno::enotsock())?;
-        if let Some(queue) = Queue::of(&file)? {
+        if let Some(queue) = FrontQueue::of(&file)? {
             return Ok(Self::Front(file, queue));
         }
         match Socket::packet(file) {
@@ -59,24 +61,24 @@ impl Endpoint {
     }
 
     /// What it is called to whoever looks.
-    pub(crate) fn place(&self) -> Place {
+    pub(crate) fn shown(&self) -> Shown {
         match self {
-            Self::Tap(tap) => Place::File(tap.socket().file().clone()),
-            Self::Packet(socket) => Place::File(socket.file().clone()),
-            Self::Inlet(queue) => Place::Netdev(queue.port().device().clone()),
-            Self::Outlet(outlet) => Place::Netdev(outlet.device().clone()),
-            Self::Front(_, queue) => Place::Netdev(queue.port().device().clone()),
+            Self::Tap(tap) => Shown::File(tap.socket().file().clone()),
+            Self::Packet(socket) => Shown::File(socket.file().clone()),
+            Self::Inlet(queue) => Shown::Netdev(queue.port().device().clone()),
+            Self::Outlet(outlet) => Shown::Netdev(outlet.device().clone()),
+            Self::Front(_, queue) => Shown::Netdev(queue.port().device().clone()),
         }
     }
 
     /// Takes its place on a port, if there is one, for a queue that receives, or not, with each
     /// packet's hash, or not.
-    pub(crate) fn join(&self, receives: bool, hashes: bool) -> Result<Option<PortPlace>> {
+    pub(crate) fn join(&self, receives: bool, hashes: bool) -> Result<Option<Seat>> {
         Ok(match self {
-            Self::Tap(tap) if receives => VtapQueue::join(tap, hashes)?.map(PortPlace::Vtap),
+            Self::Tap(tap) if receives => VtapQueue::join(tap, hashes)?.map(Seat::Vtap),
             Self::Tap(_) | Self::Packet(_) | Self::Outlet(_) => None,
-            Self::Inlet(queue) => Some(PortPlace::Port(queue.port().clone())),
-            Self::Front(_, queue) => Some(PortPlace::Port(queue.port().clone())),
+            Self::Inlet(queue) => Some(Seat::Port(queue.port().clone())),
+            Self::Front(_, queue) => Some(Seat::Port(queue.port().clone())),
         })
     }
 
@@ -164,8 +166,7 @@ impl Endpoint {
         }
     }
 
-    /// Sends one packet: the `len` bytes at offset `skip` of `segs`, of which the first `header` are
-    /// its header.
+    /// Sends one packet, whose first `header` bytes are its header. `more`: others follow at once.
     ///
     /// # Errors
     ///
@@ -173,11 +174,11 @@ impl Endpoint {
     pub(crate) fn send(
         &self,
         user: &mut UserMem<'_>,
-        segs: &[Seg],
-        (skip, len): (usize, usize),
+        packet: &Source<'_>,
         header: usize,
         more: bool,
     ) -> Result {
+        let &Source { segs, skip, len } = packet;
         match self {
             Self::Tap(_) | Self::Packet(_) => {
                 let socket = self.socket().ok_or(EINVAL)?;

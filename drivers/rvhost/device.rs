@@ -33,22 +33,15 @@ use crate::{
         mm::OwnerMm,
         netdev::NetDev,
         param,
-        port::{
-            outlet::Outlet,
-            Port,
-            Wanted, //
-        },
-        sched,
+        port::Wanted,
         trace,
         usermem::in_user_range,
         wait::Bell, //
     },
     memtable::MemTable,
+    queue::Queue,
     stats::Stats,
-    steering::{
-        Place as PortPlace,
-        Steered, //
-    },
+    steering::Steered,
     vcore::{
         addr::{
             Hva,
@@ -62,9 +55,7 @@ use crate::{
     },
     virtqueue::{
         Direction,
-        Running,
-        Virtqueue,
-        BACKEND, //
+        Virtqueue, //
     },
     worker::{
         Kind,
@@ -130,25 +121,6 @@ pub(crate) struct Owner {
     by_socket: SpinLock<Option<Wanted>>,
     /// What is counted of both.
     stats: [Arc<Stats>; 2],
-}
-
-/// A queue with its thread, as the control plane sees it.
-pub(crate) struct Queue {
-    direction: Direction,
-    place: Place,
-    worker: Worker,
-    /// The port that it runs on, if it does.
-    port: Option<PortPlace>,
-}
-
-/// Where a virtqueue is.
-enum Place {
-    /// Here, without a backend.
-    Stopped(KBox<Virtqueue>),
-    /// With its thread.
-    Running,
-    /// Nowhere: its owner gave the device up.
-    Gone,
 }
 
 impl Device {
@@ -429,13 +401,7 @@ impl Device {
             vq.set_iotlb(Some(self.iotlb.clone()));
         }
         let stats = vq.ring.stats.clone();
-        let queue = Queue {
-            direction,
-            place: Place::Stopped(vq),
-            worker,
-            port: None,
-        };
-        Ok((queue, stats))
+        Ok((Queue::new(direction, vq, worker), stats))
     }
 }
 
@@ -466,7 +432,7 @@ impl Owner {
 
     /// The bell of the thread of queue `index`.
     pub(crate) fn bell(&self, index: u32) -> Result<Arc<Bell>> {
-        Ok(self.queue(index)?.lock()?.worker.handoff().bell().clone())
+        Ok(self.queue(index)?.lock()?.bell())
     }
 
     /// Whether running queues could log all writes.
@@ -502,21 +468,17 @@ impl Owner {
         if fd == -1 {
             device.iotlb.forget(index);
         }
-        if !queue.with(|vq| vq.access_ok())? {
-            return Err(EFAULT);
-        }
-        let endpoint = match fd {
-            -1 => None,
-            fd => {
-                let given = Endpoint::get(fd)?;
-                let wanted = *self.by_socket.lock();
-                Some(match wanted {
-                    Some(wanted) => queue.or_its_device(&self.mm, given, &wanted)?,
-                    None => given,
-                })
+        queue.set_backend(&self.mm, |queue| {
+            if fd == -1 {
+                return Ok(None);
             }
-        };
-        queue.set_backend(&self.mm, endpoint)
+            let given = Endpoint::get(fd)?;
+            let wanted = *self.by_socket.lock();
+            Ok(Some(match wanted {
+                Some(wanted) => queue.or_its_device(&self.mm, given, &wanted)?,
+                None => given,
+            }))
+        })
     }
 
     /// `RVHOST_NET_SET_SOCKET_NETDEV`: what is to run on the devices of packet sockets that are set as
@@ -534,13 +496,13 @@ impl Owner {
             }
         }
         // The same queue of the port may be wanted again.
-        rx.set_backend(&self.mm, None)?;
-        tx.set_backend(&self.mm, None)?;
+        rx.set_backend(&self.mm, |_| Ok(None))?;
+        tx.set_backend(&self.mm, |_| Ok(None))?;
         let inlet = rx.on_device(&self.mm, dev, wanted)?;
         let outlet = tx.on_device(&self.mm, dev, wanted)?;
-        rx.set_backend(&self.mm, Some(inlet))?;
-        if let Err(e) = tx.set_backend(&self.mm, Some(outlet)) {
-            rx.set_backend(&self.mm, None)?;
+        rx.set_backend(&self.mm, |_| Ok(Some(inlet)))?;
+        if let Err(e) = tx.set_backend(&self.mm, |_| Ok(Some(outlet))) {
+            rx.set_backend(&self.mm, |_| Ok(None))?;
             return Err(e);
         }
         Ok(())
@@ -549,145 +511,6 @@ impl Owner {
     /// The port that the queues run on.
     fn steered(&self) -> Result<Steered> {
         let rx = self.rx.lock()?;
-        let place = rx.port.as_ref().ok_or_else(errno::enotconn)?;
-        Ok(place.steered())
-    }
-}
-
-impl Queue {
-    /// A place for it on `dev`, to receive from or to transmit by.
-    fn on_device(&self, mm: &OwnerMm, dev: &Arc<NetDev>, wanted: &Wanted) -> Result<Endpoint> {
-        let bell = self.worker.handoff().bell().clone();
-        Ok(match self.direction {
-            Direction::Rx => {
-                Endpoint::Inlet(Port::bind(dev.clone(), wanted, mm.number(), bell, BACKEND)?)
-            }
-            Direction::Tx => {
-                Endpoint::Outlet(Outlet::new(dev.clone(), wanted.sndbuf, bell, BACKEND)?)
-            }
-        })
-    }
-
-    /// If `given` is a packet socket, a place on the device that it is bound to.
-    fn or_its_device(&self, mm: &OwnerMm, given: Endpoint, wanted: &Wanted) -> Result<Endpoint> {
-        match given {
-            Endpoint::Packet(socket) => self.on_device(mm, &NetDev::of_socket(&socket)?, wanted),
-            other => Ok(other),
-        }
-    }
-
-    /// Whether it runs.
-    pub(crate) fn has_backend(&self) -> bool {
-        matches!(self.place, Place::Running)
-    }
-
-    /// Does `f` with the queue, which its thread lays down for that.
-    pub(crate) fn with<R>(&mut self, f: impl FnOnce(&mut Virtqueue) -> R) -> Result<R> {
-        match &mut self.place {
-            Place::Stopped(vq) => Ok(f(vq)),
-            Place::Running => {
-                let mut running = self.park()?;
-                let result = f(&mut running.vq);
-                self.resume(running);
-                Ok(result)
-            }
-            Place::Gone => Err(EPERM),
-        }
-    }
-
-    /// The queue, if it has no backend; else `EBUSY`.
-    pub(crate) fn stopped(&mut self) -> Result<&mut Virtqueue> {
-        match &mut self.place {
-            Place::Stopped(vq) => Ok(vq),
-            Place::Running => Err(EBUSY),
-            Place::Gone => Err(EPERM),
-        }
-    }
-
-    /// Takes the queue from its thread.
-    fn park(&self) -> Result<Running> {
-        let asked = sched::clock();
-        let running = self.worker.handoff().take()?;
-        let ring = &running.vq.ring;
-        let waited = sched::clock().saturating_sub(asked);
-        trace::park(ring.dev, ring.index, waited);
-        Ok(running)
-    }
-
-    fn resume(&mut self, running: Running) {
-        let ring = &running.vq.ring;
-        trace::resume(ring.dev, ring.index);
-        self.place = match self.worker.handoff().give(running) {
-            Ok(()) => Place::Running,
-            Err(running) => Place::Stopped(running.stop().0),
-        };
-    }
-
-    /// Ends the thread and gives up the queue.
-    fn end(&mut self) {
-        if let Some(running) = self.worker.end() {
-            drop(running.stop());
-        }
-        self.port = None;
-        self.place = Place::Gone;
-    }
-
-    fn set_backend(&mut self, mm: &OwnerMm, endpoint: Option<Endpoint>) -> Result {
-        let mut user = mm.as_current().ok_or(EPERM)?;
-        let mut running = match &self.place {
-            Place::Running => Some(self.park()?),
-            Place::Stopped(_) => None,
-            Place::Gone => return Err(EPERM),
-        };
-        if let (Some(old), Some(new)) = (&running, &endpoint) {
-            if old.is_on(new) {
-                if let Some(running) = running {
-                    self.resume(running);
-                }
-                return Ok(());
-            }
-        }
-        if let Some(Err(e)) = running.as_mut().map(|running| running.drain(&mut user)) {
-            if let Some(running) = running {
-                self.resume(running);
-            }
-            return Err(e);
-        }
-        let (mut vq, old) = match running {
-            Some(running) => {
-                let (vq, old) = running.stop();
-                (vq, Some(old))
-            }
-            None => match core::mem::replace(&mut self.place, Place::Gone) {
-                Place::Stopped(vq) => (vq, None),
-                // Seen above.
-                Place::Running | Place::Gone => return Err(EPERM),
-            },
-        };
-        let Some(endpoint) = endpoint else {
-            self.place = Place::Stopped(vq);
-            self.port = None;
-            return Ok(());
-        };
-        let receives = self.direction == Direction::Rx;
-        let hashes = vq.ring.header.hash;
-        let prepared = endpoint
-            .join(receives, hashes)
-            .and_then(|port| Ok((vq.prepare(&mut user, endpoint)?, port)));
-        match (prepared, old) {
-            (Ok((new, port)), _) => {
-                self.port = port;
-                self.resume(vq.run_on(new));
-                Ok(())
-            }
-            (Err(e), Some(old)) => {
-                self.resume(vq.run_on(old));
-                Err(e)
-            }
-            (Err(e), None) => {
-                self.place = Place::Stopped(vq);
-                Err(e)
-            }
-        }
+        Ok(rx.seat().ok_or_else(errno::enotconn)?.steered())
     }
 }

@@ -3,6 +3,10 @@
 //! programs ask of a TAP's (`linux/if_tun.h`).
 
 use kernel::{
+    ioctl::{
+        _IOR,
+        _IOW, //
+    },
     iov::{
         IovIterDest,
         IovIterSource, //
@@ -54,19 +58,22 @@ use crate::{
     vcore::hdr, //
 };
 
-const TUNSETNOCSUM: u32 = 0x4004_54c8;
-const TUNSETIFF: u32 = 0x4004_54ca;
-const TUNSETPERSIST: u32 = 0x4004_54cb;
-const TUNGETFEATURES: u32 = 0x8004_54cf;
-const TUNSETOFFLOAD: u32 = 0x4004_54d0;
-const TUNGETIFF: u32 = 0x8004_54d2;
-const TUNGETSNDBUF: u32 = 0x8004_54d3;
-const TUNSETSNDBUF: u32 = 0x4004_54d4;
-const TUNGETVNETHDRSZ: u32 = 0x8004_54d7;
-const TUNSETVNETHDRSZ: u32 = 0x4004_54d8;
-const TUNSETQUEUE: u32 = 0x4004_54d9;
-const TUNSETVNETLE: u32 = 0x4004_54dc;
-const TUNGETVNETLE: u32 = 0x8004_54dd;
+/// The type of the ioctls of TUN and TAP.
+const TUN: u32 = 'T' as u32; // CAST: a character's code.
+
+const TUNSETNOCSUM: u32 = _IOW::<c_int>(TUN, 200);
+const TUNSETIFF: u32 = _IOW::<c_int>(TUN, 202);
+const TUNSETPERSIST: u32 = _IOW::<c_int>(TUN, 203);
+const TUNGETFEATURES: u32 = _IOR::<c_int>(TUN, 207);
+const TUNSETOFFLOAD: u32 = _IOW::<c_int>(TUN, 208);
+const TUNGETIFF: u32 = _IOR::<c_int>(TUN, 210);
+const TUNGETSNDBUF: u32 = _IOR::<c_int>(TUN, 211);
+const TUNSETSNDBUF: u32 = _IOW::<c_int>(TUN, 212);
+const TUNGETVNETHDRSZ: u32 = _IOR::<c_int>(TUN, 215);
+const TUNSETVNETHDRSZ: u32 = _IOW::<c_int>(TUN, 216);
+const TUNSETQUEUE: u32 = _IOW::<c_int>(TUN, 217);
+const TUNSETVNETLE: u32 = _IOW::<c_int>(TUN, 220);
+const TUNGETVNETLE: u32 = _IOR::<c_int>(TUN, 221);
 const SIOCGIFHWADDR: u32 = 0x8927;
 
 /// Flags of an interface, as `TUNSETIFF` takes them.
@@ -112,13 +119,13 @@ pub(crate) struct Front;
 pub(crate) struct Opened {
     /// What it stands for, once that was said. Held for moments.
     #[pin]
-    queue: SpinLock<Option<Arc<Queue>>>,
+    queue: SpinLock<Option<Arc<FrontQueue>>>,
     /// As long as the file: others poll it.
     waiters: Arc<Waiters>,
 }
 
 /// A queue of a network device, as a file stands for it.
-pub(crate) struct Queue {
+pub(crate) struct FrontQueue {
     inlet: PortQueue,
     outlet: Outlet,
     name: [u8; FLAGS_AT as usize],
@@ -129,7 +136,7 @@ pub(crate) struct Queue {
     sndbuf: Atomic<i32>,
 }
 
-impl Queue {
+impl FrontQueue {
     /// The queue that `file` stands for; none if it is no front. `EINVAL` if it is one that stands for
     /// none.
     pub(crate) fn of(file: &FileRef) -> Result<Option<Arc<Self>>> {
@@ -183,7 +190,7 @@ impl Queue {
 
 impl Opened {
     /// What it stands for; `EBADFD` if that is nothing, or nothing any more.
-    fn queue(&self) -> Result<Arc<Queue>> {
+    fn queue(&self) -> Result<Arc<FrontQueue>> {
         let queue = self.queue.lock().clone();
         queue
             .filter(|queue| !queue.port().is_gone())
@@ -203,16 +210,7 @@ impl Opened {
         match cmd {
             TUNGETFEATURES => return arg.put(0, &u32::from(iff::OFFERED)),
             TUNSETIFF => return self.bind(arg),
-            TUNSETQUEUE => {
-                let flags: u16 = arg.get(FLAGS_AT)?;
-                let queue = self.queue().map_err(|_| EINVAL)?;
-                return match flags {
-                    flags if flags & iff::ATTACH_QUEUE != 0 => queue.inlet.set_open(true),
-                    flags if flags & iff::DETACH_QUEUE == 0 => Err(EINVAL),
-                    _ if queue.flags & iff::MULTI_QUEUE == 0 => Err(EINVAL),
-                    _ => queue.inlet.set_open(false),
-                };
-            }
+            TUNSETQUEUE => return self.attach(arg.get(FLAGS_AT)?),
             SIOCGIFHWADDR => {
                 arg.get::<[u8; IFREQ_BYTES]>(0)?;
             }
@@ -264,6 +262,17 @@ impl Opened {
         }
     }
 
+    /// `TUNSETQUEUE`: takes part in steering, or not.
+    fn attach(&self, flags: u16) -> Result {
+        let queue = self.queue().map_err(|_| EINVAL)?;
+        match flags {
+            flags if flags & iff::ATTACH_QUEUE != 0 => queue.inlet.set_open(true),
+            flags if flags & iff::DETACH_QUEUE == 0 => Err(EINVAL),
+            _ if queue.flags & iff::MULTI_QUEUE == 0 => Err(EINVAL),
+            _ => queue.inlet.set_open(false),
+        }
+    }
+
     /// `TUNSETIFF`: stands for a queue of an existing device from now on.
     fn bind(&self, arg: Arg) -> Result {
         let mut name: [u8; FLAGS_AT as usize] = arg.get(0)?;
@@ -295,7 +304,7 @@ impl Opened {
             &wanted,
             self.waiters.clone(),
         )?;
-        let queue = Queue {
+        let queue = FrontQueue {
             outlet: Outlet::new_file(inlet.port().device().clone(), self.waiters.clone())?,
             inlet,
             name,

@@ -3,6 +3,12 @@
 //! vhost-net reads and checks it.
 
 use kernel::{
+    ioctl::{
+        _IO,
+        _IOR,
+        _IOW,
+        _IOWR, //
+    },
     prelude::*,
     transmute::{
         AsBytes,
@@ -45,34 +51,37 @@ use crate::{
     virtqueue::Addresses,
 };
 
-const GET_FEATURES: u32 = 0x8008af00;
-const SET_FEATURES: u32 = 0x4008af00;
-const SET_OWNER: u32 = 0x0000af01;
-const RESET_OWNER: u32 = 0x0000af02;
-const SET_MEM_TABLE: u32 = 0x4008af03;
-const SET_LOG_BASE: u32 = 0x4008af04;
-const SET_LOG_FD: u32 = 0x4004af07;
-const SET_VRING_NUM: u32 = 0x4008af10;
-const SET_VRING_ADDR: u32 = 0x4028af11;
-const SET_VRING_BASE: u32 = 0x4008af12;
-const GET_VRING_BASE: u32 = 0xc008af12;
-const SET_VRING_KICK: u32 = 0x4008af20;
-const SET_VRING_CALL: u32 = 0x4008af21;
-const SET_VRING_ERR: u32 = 0x4008af22;
-const SET_VRING_BUSYLOOP_TIMEOUT: u32 = 0x4008af23;
-const GET_VRING_BUSYLOOP_TIMEOUT: u32 = 0x4008af24;
-const SET_BACKEND_FEATURES: u32 = 0x4008af25;
-const GET_BACKEND_FEATURES: u32 = 0x8008af26;
-const NET_SET_BACKEND: u32 = 0x4008af30;
-const GET_FEATURES_ARRAY: u32 = 0x8008af83;
-const SET_FEATURES_ARRAY: u32 = 0x4008af83;
-const SET_FORK_FROM_OWNER: u32 = 0x4001af84;
-const GET_FORK_FROM_OWNER: u32 = 0x8001af85;
+/// `VHOST_VIRTIO`, the type of all ioctls of vhost devices, and of ours on them.
+pub(crate) const VHOST: u32 = 0xaf;
+
+const GET_FEATURES: u32 = _IOR::<u64>(VHOST, 0x00);
+const SET_FEATURES: u32 = _IOW::<u64>(VHOST, 0x00);
+const SET_OWNER: u32 = _IO(VHOST, 0x01);
+const RESET_OWNER: u32 = _IO(VHOST, 0x02);
+const SET_MEM_TABLE: u32 = _IOW::<[u32; 2]>(VHOST, 0x03);
+const SET_LOG_BASE: u32 = _IOW::<u64>(VHOST, 0x04);
+const SET_LOG_FD: u32 = _IOW::<u32>(VHOST, 0x07);
+const SET_VRING_NUM: u32 = _IOW::<[u32; 2]>(VHOST, 0x10);
+const SET_VRING_ADDR: u32 = _IOW::<[u64; 5]>(VHOST, 0x11);
+const SET_VRING_BASE: u32 = _IOW::<[u32; 2]>(VHOST, 0x12);
+const GET_VRING_BASE: u32 = _IOWR::<[u32; 2]>(VHOST, 0x12);
+const SET_VRING_KICK: u32 = _IOW::<[u32; 2]>(VHOST, 0x20);
+const SET_VRING_CALL: u32 = _IOW::<[u32; 2]>(VHOST, 0x21);
+const SET_VRING_ERR: u32 = _IOW::<[u32; 2]>(VHOST, 0x22);
+const SET_VRING_BUSYLOOP_TIMEOUT: u32 = _IOW::<[u32; 2]>(VHOST, 0x23);
+const GET_VRING_BUSYLOOP_TIMEOUT: u32 = _IOW::<[u32; 2]>(VHOST, 0x24);
+const SET_BACKEND_FEATURES: u32 = _IOW::<u64>(VHOST, 0x25);
+const GET_BACKEND_FEATURES: u32 = _IOR::<u64>(VHOST, 0x26);
+const NET_SET_BACKEND: u32 = _IOW::<[u32; 2]>(VHOST, 0x30);
+const GET_FEATURES_ARRAY: u32 = _IOR::<u64>(VHOST, 0x83);
+const SET_FEATURES_ARRAY: u32 = _IOW::<u64>(VHOST, 0x83);
+const SET_FORK_FROM_OWNER: u32 = _IOW::<u8>(VHOST, 0x84);
+const GET_FORK_FROM_OWNER: u32 = _IOR::<u8>(VHOST, 0x85);
 
 // include/uapi/linux/rvhost.h
-const RVHOST_NET_SET_NETDEV: u32 = 0x4020afe0;
-const RVHOST_NET_SET_CPUS: u32 = 0x4010afe3;
-const RVHOST_NET_SET_SOCKET_NETDEV: u32 = 0x4020afe4;
+const RVHOST_NET_SET_NETDEV: u32 = _IOW::<[u64; 4]>(VHOST, 0xe0);
+const RVHOST_NET_SET_CPUS: u32 = _IOW::<[u64; 2]>(VHOST, 0xe3);
+const RVHOST_NET_SET_SOCKET_NETDEV: u32 = _IOW::<[u64; 4]>(VHOST, 0xe4);
 
 /// The one flag of `VHOST_SET_VRING_ADDR`.
 const VRING_F_LOG: u32 = 1;

@@ -15,6 +15,7 @@ mod log;
 mod memtable;
 mod message;
 mod placement;
+mod queue;
 mod ring;
 mod rx;
 mod stats;
@@ -78,7 +79,7 @@ impl kernel::InPlaceModule for RvhostNet {
 fn taken(name: &CStr) {
     pr_err!(
         "the device {name:?} exists already: C vhost_net is loaded or built in. \
-         Unload it (rmmod vhost_net), or load this module beside it with devname=NAME\n"
+         Unload it (modprobe -r vhost_net), or load this module beside it with devname=NAME\n"
     );
 }
 

@@ -6,13 +6,13 @@ use kernel::prelude::*;
 use crate::{
     backend::Endpoint,
     kext::{
-        socket::Socket,
-        tun::{
+        packets::{
             Headers,
             PacketView,
             Packets,
             RING_BATCH, //
         },
+        socket::Socket,
         usermem::{
             Puts,
             UserMem, //
@@ -461,20 +461,12 @@ fn find_room(
             return Ok(Room::Never);
         }
         if first + n == chains.len() {
-            match ring.take(user, Access::Write, RING_BATCH, chains) {
+            match take_more(chains, ring, user) {
                 Ok(0) => return Ok(Room::Later),
                 Ok(_) => {}
-                Err(Error::NoRoom) => {
-                    chains.compact();
-                    match ring.take(user, Access::Write, RING_BATCH, chains) {
-                        Ok(0) => return Ok(Room::Later),
-                        Ok(_) => {}
-                        // The packets before this one go first; arming tells that there is more.
-                        Err(Error::NoRoom) if first > 0 => return Ok(Room::Later),
-                        Err(Error::NoRoom) => return Ok(Room::Never),
-                        Err(e) => return Err(e),
-                    }
-                }
+                // The packets before this one go first; arming tells that there is more.
+                Err(Error::NoRoom) if first > 0 => return Ok(Room::Later),
+                Err(Error::NoRoom) => return Ok(Room::Never),
                 Err(e) => return Err(e),
             }
         }
@@ -486,6 +478,18 @@ fn find_room(
         n += 1;
     }
     Ok(Room::In(n))
+}
+
+/// Takes more chains from the ring; where there is no room for them, those that are left are moved
+/// together first. Returns how many.
+fn take_more(chains: &mut Chains, ring: &mut Ring, user: &mut UserMem<'_>) -> vcore::Result<usize> {
+    match ring.take(user, Access::Write, RING_BATCH, chains) {
+        Err(Error::NoRoom) => {
+            chains.compact();
+            ring.take(user, Access::Write, RING_BATCH, chains)
+        }
+        taken => taken,
+    }
 }
 
 /// Adds header and frame of a packet, on their way to `segs`. Returns whether it was possible.

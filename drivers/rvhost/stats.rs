@@ -58,14 +58,14 @@ pub(crate) struct Stats {
     memory: Counter,
     /// What it runs on, if it does. Held for moments, and not on the packet path.
     #[pin]
-    backend: SpinLock<Option<Place>>,
+    backend: SpinLock<Option<Shown>>,
     /// The bell of the queue's thread.
     bell: Arc<Bell>,
 }
 
 /// What a queue runs on.
 #[derive(Clone)]
-pub(crate) enum Place {
+pub(crate) enum Shown {
     File(FileRef),
     Netdev(Arc<NetDev>),
 }
@@ -172,7 +172,7 @@ impl Stats {
     }
 
     /// Says that the queue runs, on a ring of `size` entries and on `backend`.
-    pub(crate) fn start(&self, size: u16, backend: Place) {
+    pub(crate) fn start(&self, size: u16, backend: Shown) {
         self.ring_size.set(size.into());
         let old = self.backend.lock().replace(backend);
         drop(old);
@@ -195,8 +195,8 @@ impl Stats {
         seq_print!(out, "{queue}-state:\t{state}\n");
         let device = match &backend {
             None => None,
-            Some(Place::File(file)) => Some(ifname::of(file)),
-            Some(Place::Netdev(dev)) => Some(dev.named()),
+            Some(Shown::File(file)) => Some(ifname::of(file)),
+            Some(Shown::Netdev(dev)) => Some(dev.named()),
         };
         match device {
             None => seq_print!(out, "{queue}-backend:\tnone\n"),

@@ -1,10 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The arguments of the ioctls about ports: `include/uapi/linux/rvhost.h`.
 
-use kernel::prelude::*;
+use kernel::{
+    ioctl::{
+        _IOR,
+        _IOW, //
+    },
+    prelude::*, //
+};
 
 use crate::{
-    ioctl::Arg,
+    ioctl::{
+        Arg,
+        VHOST, //
+    },
     kext::port::{
         rss::{
             random_symmetric_key,
@@ -45,13 +54,14 @@ const NUMBERS_AT: u64 = 8;
 const KEY_AT: u64 = 16;
 const TABLE_AT: u64 = 56;
 const CARRIED_AT: u64 = 312;
+const RSS_BYTES: usize = 1336;
 
-pub(crate) const SET_RSS: u32 = 0x4538afe1;
-pub(crate) const GET_RSS: u32 = 0x8538afe1;
-pub(crate) const REBALANCE: u32 = 0x4004afe2;
+pub(crate) const SET_RSS: u32 = _IOW::<[u8; RSS_BYTES]>(VHOST, 0xe1);
+pub(crate) const GET_RSS: u32 = _IOR::<[u8; RSS_BYTES]>(VHOST, 0xe1);
+pub(crate) const REBALANCE: u32 = _IOW::<u32>(VHOST, 0xe2);
 
-/// The port that a queue is on.
-pub(crate) enum Place {
+/// What a queue sits on of a port.
+pub(crate) enum Seat {
     Port(Port),
     Vtap(VtapQueue),
 }
@@ -62,7 +72,7 @@ pub(crate) enum Steered {
     Vtap(Vtap),
 }
 
-impl Place {
+impl Seat {
     /// What is steered there.
     pub(crate) fn steered(&self) -> Steered {
         match self {

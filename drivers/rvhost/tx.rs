@@ -139,7 +139,8 @@ impl Tx {
             let Some(&chain) = self.chains.get(done) else {
                 break;
             };
-            match self.send(ring, user, endpoint, done, &chain, batched) {
+            let more = done + 1 < taken;
+            match self.send(ring, user, endpoint, &chain, batched, more) {
                 Sent::Done => {
                     if let Some(slot) = self.used.get_mut(used) {
                         *slot = used_elem(chain.head, 0);
@@ -217,20 +218,13 @@ impl Tx {
         bytes: &mut u64,
         room: &mut usize,
     ) -> usize {
-        let (skip, header) = (ring.header.vhost, ring.header.sock);
         let slots = self.used.get_mut(used..).unwrap_or(&mut []);
         let mut added = 0;
         for (chain, slot) in self.chains.iter_from(from).zip(slots) {
-            // CAST: at most `MAX_SEGMENTS` times 4 GiB.
-            let len = (chain.len as usize).saturating_sub(skip);
-            let packet = Source {
-                segs: self.chains.segments_in(chain),
-                skip,
-                len,
-            };
+            let packet = packet_of(&self.chains, ring, chain);
             if *room == 0
                 || chain.refused.is_some()
-                || len < header + MIN_FRAME
+                || packet.len < ring.header.sock + MIN_FRAME
                 || self.batch.add(user, &packet).is_err()
             {
                 break;
@@ -243,42 +237,35 @@ impl Tx {
         added
     }
 
-    /// Sends one packet, or has it wait in the batch.
+    /// Sends the packet of one chain, or has it wait in the batch. `more`: others follow.
     fn send(
         &mut self,
         ring: &Ring,
         user: &mut UserMem<'_>,
         endpoint: &Endpoint,
-        i: usize,
         chain: &Chain,
         batched: bool,
+        more: bool,
     ) -> Sent {
         if let Some(e) = chain.refused {
             ring.fail(e);
             return Sent::Done;
         }
-        let (skip, header) = (ring.header.vhost, ring.header.sock);
-        // CAST: at most `MAX_SEGMENTS` times 4 GiB.
-        let len = (chain.len as usize).saturating_sub(skip);
-        if len == 0 {
+        let packet = packet_of(&self.chains, ring, chain);
+        if packet.len == 0 {
             ring.fail(Problem::Short);
             return Sent::Done;
         }
-        if len < header + MIN_FRAME {
+        if packet.len < ring.header.sock + MIN_FRAME {
             ring.drop_packet(Problem::Short);
             return Sent::Done;
         }
         if !batched {
-            return self.send_single(ring, user, endpoint, i, skip, len);
+            return self.send_single(ring, user, endpoint, chain, more);
         }
-        let packet = Source {
-            segs: self.chains.segments_in(chain),
-            skip,
-            len,
-        };
         match self.batch.add(user, &packet) {
             Ok(()) => {}
-            Err(Refused::Length) => return self.send_single(ring, user, endpoint, i, skip, len),
+            Err(Refused::Length) => return self.send_single(ring, user, endpoint, chain, more),
             Err(e) => tell(ring, e),
         }
         Sent::Done
@@ -286,23 +273,20 @@ impl Tx {
 
     /// Sends a packet that cannot go with a batch, after those that came before it.
     #[cold]
-    #[allow(clippy::too_many_arguments)] // As above.
     fn send_single(
         &mut self,
         ring: &Ring,
         user: &mut UserMem<'_>,
         endpoint: &Endpoint,
-        i: usize,
-        skip: usize,
-        len: usize,
+        chain: &Chain,
+        more: bool,
     ) -> Sent {
         self.hand_over(ring, user, endpoint);
-        if self.lend(ring, user, endpoint, i, skip, len) {
+        if self.lend(ring, user, endpoint, chain) {
             return Sent::Lent;
         }
-        let more = i + 1 < self.chains.len();
-        let segs = self.chains.segments(i);
-        match endpoint.send(user, segs, (skip, len), ring.header.sock, more) {
+        let packet = packet_of(&self.chains, ring, chain);
+        match endpoint.send(user, &packet, ring.header.sock, more) {
             Ok(()) => Sent::Done,
             Err(e) if e == EAGAIN => Sent::Full,
             Err(e) if e == errno::ebadfd() => {
@@ -326,17 +310,14 @@ impl Tx {
         ring: &Ring,
         user: &mut UserMem<'_>,
         endpoint: &Endpoint,
-        i: usize,
-        skip: usize,
-        len: usize,
+        chain: &Chain,
     ) -> bool {
-        let (Some(loans), Some(chain), Endpoint::Tap(tap)) =
-            (&mut self.loans, self.chains.get(i), endpoint)
-        else {
+        let (Some(loans), Endpoint::Tap(tap)) = (&mut self.loans, endpoint) else {
             return false;
         };
+        let packet = packet_of(&self.chains, ring, chain);
         // What is to be used in order cannot be used late.
-        if len < MIN_LOAN || ring.in_order || !tap.socket().can_borrow() {
+        if packet.len < MIN_LOAN || ring.in_order || !tap.socket().can_borrow() {
             return false;
         }
         if self.tried == 1024 {
@@ -347,7 +328,7 @@ impl Tx {
         if self.tried / 64 < self.copied {
             return false;
         }
-        let segs = self.chains.segments(i);
+        let Source { segs, skip, len } = packet;
         loans.send(tap, user, segs, skip, len, chain.head).is_ok()
     }
 
@@ -363,6 +344,18 @@ impl Tx {
             Ok(refused) => (0..refused).for_each(|_| ring.drop_packet(Problem::Backend)),
             Err(_) => ring.fail(Problem::NoBackend),
         }
+    }
+}
+
+/// The packet that a chain holds, behind the part of its header that is not for the backend.
+#[inline]
+fn packet_of<'a>(chains: &'a Chains, ring: &Ring, chain: &Chain) -> Source<'a> {
+    let skip = ring.header.vhost;
+    Source {
+        segs: chains.segments_in(chain),
+        skip,
+        // CAST: at most `MAX_SEGMENTS` times 4 GiB.
+        len: (chain.len as usize).saturating_sub(skip),
     }
 }
 

@@ -134,6 +134,8 @@ pub(crate) struct Virtqueue {
     kick: Option<Pin<KBox<PollHook>>>,
     bell: Arc<Bell>,
     stall: Stall,
+    /// Whether memory has all of the ring, as far as is known.
+    covered: bool,
     /// How long to look for work before sleeping, in units of 1,024 ns. Zero: as long as it paid
     /// lately.
     pub(crate) busyloop: u32,
@@ -187,6 +189,7 @@ impl Virtqueue {
                 kick: None,
                 bell,
                 stall: Stall::No,
+                covered: false,
                 busyloop: 0,
                 patience: Patience::default(),
             },
@@ -333,7 +336,7 @@ impl Virtqueue {
             queue.want_hashes();
         }
         ring.stats
-            .start(ring.layout.num(), backend.endpoint.place());
+            .start(ring.layout.num(), backend.endpoint.shown());
         trace::queue_start(
             ring.dev,
             ring.index,
@@ -343,16 +346,74 @@ impl Virtqueue {
         ring.log().debug(c"started at", ring.cursor.base().into());
         Running { vq: self, backend }
     }
-}
 
-impl Stall {
-    /// The stall for `e`, of which the owner is told.
-    fn of(ring: &Ring, e: Error) -> Self {
-        ring.fail(e);
-        match e {
-            Error::Miss => Self::Mapping,
-            _ => Self::Broken,
+    // What its thread does while it runs.
+
+    /// Takes notice of what was rung.
+    fn answer(&mut self) {
+        let answered = self.bell.answer(OWN);
+        if answered & KICK != 0 {
+            self.ring.stats.kicks.add(1);
+            trace::kick(self.ring.dev, self.ring.index);
+            // A guest that kicks a broken ring without end has this thread wake up over and over, each
+            // time ahead of whom it interrupts: they come first.
+            if self.stall == Stall::Broken {
+                sched::give_way();
+            }
+            self.stall = Stall::No;
+        } else if answered & MAPPINGS != 0 && self.stall == Stall::Mapping {
+            self.stall = Stall::No;
         }
+    }
+
+    /// Sees to it that the ring can be worked on; if it cannot, `Err` says what to wait for.
+    #[inline]
+    fn get_ready(&mut self, user: &mut UserMem<'_>) -> Result<(), u32> {
+        if self.ring.memory.enter(self.ring.index) {
+            self.release_buffers();
+            self.ring.memory.accept(self.ring.index);
+            self.covered = false;
+        }
+        if self.stall == Stall::No && !self.covered {
+            if self.ring.layout.is_nowhere() {
+                return Err(events::CONTROL);
+            }
+            match self.ring.covered(user) {
+                Ok(()) => self.covered = true,
+                Err(e) => self.stall(e),
+            }
+        }
+        match self.stall {
+            Stall::No => Ok(()),
+            Stall::Broken | Stall::Mapping => Err(events::CONTROL | KICK | MAPPINGS),
+        }
+    }
+
+    /// Stops working for `e`, of which the owner is told.
+    #[cold]
+    fn stall(&mut self, e: Error) {
+        self.ring.fail(e);
+        self.stall = match e {
+            Error::Miss => Stall::Mapping,
+            _ => Stall::Broken,
+        };
+    }
+
+    fn receives(&self) -> bool {
+        matches!(self.path, Path::Rx(_))
+    }
+
+    /// Gives back to the ring what was taken ahead.
+    fn release_buffers(&mut self) {
+        if let Path::Rx(rx) = &mut self.path {
+            rx.release_buffers(&mut self.ring);
+        }
+    }
+
+    fn sleep(&mut self, until: u32) {
+        self.ring.stats.sleeps.add(1);
+        self.ring.memory.leave(self.ring.index);
+        self.bell.sleep_until(until);
     }
 }
 
@@ -399,117 +460,94 @@ impl Running {
     /// Works until the control plane wants the queue, or the thread is interrupted. Called by its
     /// thread.
     pub(crate) fn work(&mut self, user: &mut UserMem<'_>, handoff: &Handoff<Running>) {
-        let bell = handoff.bell();
-        let Virtqueue {
-            ring,
-            path,
-            stall,
-            busyloop,
-            patience,
-            ..
-        } = &mut *self.vq;
-        let backend = &mut self.backend;
-        let sleep = |ring: &Ring, until| {
-            ring.stats.sleeps.add(1);
-            ring.memory.leave(ring.index);
-            bell.sleep_until(until);
-        };
         // The control plane may have changed anything.
-        let mut covered = false;
+        self.vq.covered = false;
         loop {
             sched::yield_if_due();
-            let rung = bell.rung();
-            if rung & events::CONTROL != 0 && handoff.wanted() {
-                break;
-            }
-            if sched::interrupted() {
+            let rung = handoff.bell().rung();
+            if rung & events::CONTROL != 0 && handoff.wanted() || sched::interrupted() {
                 break;
             }
             // Before looking at anything: what happens from here on rings again.
             if rung & OWN != 0 {
-                let answered = bell.answer(OWN);
-                if answered & KICK != 0 {
-                    ring.stats.kicks.add(1);
-                    trace::kick(ring.dev, ring.index);
-                    // A guest that kicks a broken ring without end has this thread wake up over and
-                    // over, each time ahead of whom it interrupts: they come first.
-                    if *stall == Stall::Broken {
-                        sched::give_way();
-                    }
-                    *stall = Stall::No;
-                } else if answered & MAPPINGS != 0 && *stall == Stall::Mapping {
-                    *stall = Stall::No;
-                }
+                self.vq.answer();
             }
-            if ring.memory.enter(ring.index) {
-                if let Path::Rx(rx) = path {
-                    rx.release_buffers(ring);
-                }
-                ring.memory.accept(ring.index);
-                covered = false;
-            }
-            if *stall != Stall::No {
-                sleep(ring, events::CONTROL | KICK | MAPPINGS);
+            if let Err(until) = self.vq.get_ready(user) {
+                self.vq.sleep(until);
                 continue;
             }
-            if !covered {
-                if ring.layout.is_nowhere() {
-                    sleep(ring, events::CONTROL);
-                    continue;
-                }
-                if let Err(e) = ring.covered(user) {
-                    *stall = Stall::of(ring, e);
-                    continue;
-                }
-                covered = true;
-            }
-            ring.began = trace::batch_begins();
-            let next = match path {
-                Path::Rx(rx) => rx.pass(ring, user, &backend.endpoint),
-                Path::Tx(tx) => tx.pass(ring, user, &backend.endpoint),
-            };
-            match next {
+            match self.pass(user) {
                 Next::Again => {}
                 Next::Stall(e) => {
-                    *stall = Stall::of(ring, e);
+                    self.vq.stall(e);
                     // A guest that kicks a broken ring without end has it looked at after others.
                     sched::give_way();
                 }
-                Next::AwaitChains => {
-                    if ring.index == Direction::Rx.index() {
-                        ring.stats.starved.add(1);
-                    }
-                    let came = look(*busyloop, patience, || {
-                        bell.rung() != 0 || ring.has_more(user)
-                    });
-                    ring.stats.poll(came);
-                    if came != Some(true) && !ring.arm(user) {
-                        sleep(ring, events::CONTROL | KICK | MAPPINGS | LOANS);
-                    }
-                }
-                Next::AwaitBackend => {
-                    let receives = ring.index == Direction::Rx.index();
-                    if !receives {
-                        ring.stats.starved.add(1);
-                    }
-                    let came = look(*busyloop, patience, || {
-                        bell.rung() != 0 || receives && !backend.endpoint.is_empty()
-                    });
-                    ring.stats.poll(came);
-                    if came != Some(true) {
-                        if !backend.listen() {
-                            sleep(ring, events::CONTROL | OWN);
-                        }
-                        backend.ignore();
-                    }
-                }
+                Next::AwaitChains => self.await_chains(user),
+                Next::AwaitBackend => self.await_backend(),
             }
         }
         // The control plane reads and sets the cursor: nothing is taken ahead of it.
-        if let Path::Rx(rx) = path {
-            rx.release_buffers(ring);
+        self.vq.release_buffers();
+        self.vq.ring.memory.leave(self.vq.ring.index);
+    }
+
+    #[inline]
+    fn pass(&mut self, user: &mut UserMem<'_>) -> Next {
+        let Virtqueue { ring, path, .. } = &mut *self.vq;
+        ring.began = trace::batch_begins();
+        match path {
+            Path::Rx(rx) => rx.pass(ring, user, &self.backend.endpoint),
+            Path::Tx(tx) => tx.pass(ring, user, &self.backend.endpoint),
         }
-        ring.memory.leave(ring.index);
+    }
+
+    /// Looks for chains, and sleeps if none come.
+    fn await_chains(&mut self, user: &mut UserMem<'_>) {
+        let receives = self.vq.receives();
+        let Virtqueue {
+            ring,
+            bell,
+            busyloop,
+            patience,
+            ..
+        } = &mut *self.vq;
+        if receives {
+            ring.stats.starved.add(1);
+        }
+        let came = look(*busyloop, patience, || {
+            bell.rung() != 0 || ring.has_more(user)
+        });
+        ring.stats.poll(came);
+        if came != Some(true) && !ring.arm(user) {
+            self.vq.sleep(events::CONTROL | KICK | MAPPINGS | LOANS);
+        }
+    }
+
+    /// Looks for the backend to be ready, and sleeps if it does not become so.
+    fn await_backend(&mut self) {
+        let receives = self.vq.receives();
+        let Virtqueue {
+            ring,
+            bell,
+            busyloop,
+            patience,
+            ..
+        } = &mut *self.vq;
+        if !receives {
+            ring.stats.starved.add(1);
+        }
+        let endpoint = &self.backend.endpoint;
+        let came = look(*busyloop, patience, || {
+            bell.rung() != 0 || receives && !endpoint.is_empty()
+        });
+        ring.stats.poll(came);
+        if came != Some(true) {
+            if !self.backend.listen() {
+                self.vq.sleep(events::CONTROL | OWN);
+            }
+            self.backend.ignore();
+        }
     }
 }
 

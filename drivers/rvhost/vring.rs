@@ -4,11 +4,11 @@
 use kernel::prelude::*;
 
 use crate::{
-    device::Queue,
     kext::{
         eventfd::EventFd,
         file::FileRef, //
     },
+    queue::Queue,
     virtqueue::Addresses, //
 };
 

@@ -20,11 +20,10 @@ use kernel::{
 
 use crate::{
     kext::{
-        cgroup,
+        affinity, cgroup,
         handoff::Handoff,
         kthread,
         mm::OwnerMm,
-        place,
         task::{
             Body,
             ProcessThread,
@@ -172,8 +171,8 @@ impl Serve {
                 Ok(()) => STARTED,
                 Err(e) => e.to_errno(),
             };
-            place::inherit(&owner);
-            place::take(self.direction.index());
+            affinity::inherit(&owner);
+            affinity::apply(self.direction.index());
             drop(owner);
             theirs.outcome.store(outcome, Release);
             theirs.known.wake_all();
@@ -200,7 +199,7 @@ impl Body for Serve {
     fn turn(&mut self) -> Turn {
         if !core::mem::replace(&mut self.placed, true) {
             // It has the owner's CPUs, as all its threads.
-            place::take(self.direction.index());
+            affinity::apply(self.direction.index());
         }
         let turn = match self.mm.as_current() {
             Some(mut user) => turn(&self.handoff, &mut user),

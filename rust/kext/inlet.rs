@@ -20,8 +20,8 @@ use kernel::{
 
 use super::{
     bindings,
+    packets::Packets,
     taken::Taken,
-    tun::Packets,
     wait::{
         Bell,
         Waiters, //

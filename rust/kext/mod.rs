@@ -7,6 +7,7 @@
 #[path = "bindings/mod.rs"]
 mod bindings;
 
+pub(crate) mod affinity;
 pub(crate) mod capable;
 pub(crate) mod cgroup;
 pub(crate) mod chrdev;
@@ -22,8 +23,8 @@ pub(crate) mod kthread;
 pub(crate) mod log;
 pub(crate) mod mm;
 pub(crate) mod netdev;
+pub(crate) mod packets;
 pub(crate) mod param;
-pub(crate) mod place;
 pub(crate) mod poll;
 pub(crate) mod port;
 mod rtnl;

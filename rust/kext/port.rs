@@ -39,11 +39,11 @@ use super::{
         Inlet, //
     },
     netdev::NetDev,
+    packets::Packets,
     rtnl::{
         Rtnl,
         RtnlCell, //
     },
-    tun::Packets,
     wait::{
         Bell,
         Waiters, //

@@ -41,7 +41,7 @@ impl Taken {
         let mut info = bindings::rvh_packet::default();
         // SAFETY: The packet was taken just now, and there is one info.
         unsafe {
-            bindings::rvh_tun_describe(&mut packet.as_ptr(), &mut info, 1, false, false, false)
+            bindings::rvh_packets_describe(&mut packet.as_ptr(), &mut info, 1, false, false, false)
         };
         // INVARIANT: As above.
         Some(Self { packet, info })
@@ -70,7 +70,7 @@ impl Taken {
         }
         // SAFETY: By the type's invariant; the iterator is valid.
         to_result(unsafe {
-            bindings::rvh_tun_packet_to_iter(self.packet.as_ptr(), &self.info, to.as_raw())
+            bindings::rvh_packet_to_iter(self.packet.as_ptr(), &self.info, to.as_raw())
         })?;
         // CAST: u32 to usize widens.
         Ok(header + self.info.len as usize)

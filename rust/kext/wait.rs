@@ -25,8 +25,8 @@ use kernel::{
 };
 
 use super::{
+    affinity,
     bindings,
-    place,
     sched::interrupted, //
 };
 
@@ -214,9 +214,9 @@ impl Bell {
         (id != 0).then_some((id, cpu_ns))
     }
 
-    /// Keeps its thread to CPUs; see [`place::set`]. `ESRCH` if there is none yet.
+    /// Keeps its thread to CPUs; see [`affinity::set`]. `ESRCH` if there is none yet.
     pub(crate) fn set_cpus(&self, words: &[u64]) -> Result {
-        place::set(self.sleeper.as_ref().ok_or(ESRCH)?, words)
+        affinity::set(self.sleeper.as_ref().ok_or(ESRCH)?, words)
     }
 
     /// Rings: the thread wakes, or finds the events when it next looks. Never sleeps.

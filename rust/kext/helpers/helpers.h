@@ -54,9 +54,9 @@ void rvh_task_stop(struct vhost_task *task);
 pid_t rvh_task_id(struct task_struct *task);
 u64 rvh_task_cpu_ns(struct task_struct *task);
 
-/* place.c: CPUs that threads run on */
+/* affinity.c: CPUs that threads run on */
 void rvh_inherit_cpus(struct task_struct *of);
-void rvh_take_place(u32 queue);
+void rvh_apply_cpus(u32 queue);
 int rvh_set_cpus(struct task_struct *task, const u64 *words, unsigned int count);
 
 /* log.c: the kernel's log */
@@ -84,7 +84,7 @@ struct rvh_copy {
 unsigned int rvh_copy_all_to_user(const struct rvh_copy *copies, unsigned int count);
 unsigned int rvh_copy_all_from_user(const struct rvh_copy *copies, unsigned int count);
 
-/* tun.c: a TAP's ring */
+/* packets.c: rings, and the packets in them */
 
 /* Bytes of a packet's start that are in one piece, as far as there are so many. */
 #define RVH_HEAD_BYTES 128
@@ -115,11 +115,11 @@ int rvh_ring_consume(struct ptr_ring *ring, void **packets, int max, bool count_
 void rvh_ring_free(void **packets, int count);
 void rvh_ring_unconsume(struct ptr_ring *ring, void **packets, int count);
 bool rvh_ring_empty(struct ptr_ring *ring);
-void rvh_tun_describe(void **packets, struct rvh_packet *infos, int count, bool tunnel, bool blank,
-		      bool hashed);
-int rvh_tun_packet_to_iter(void *packet, const struct rvh_packet *info, struct iov_iter *iter);
-int rvh_tun_packet_to_user(void *packet, const struct rvh_packet *info,
-			   const struct iovec *iov, unsigned long nr, size_t skip);
+void rvh_packets_describe(void **packets, struct rvh_packet *infos, int count, bool tunnel,
+			  bool blank, bool hashed);
+int rvh_packet_to_iter(void *packet, const struct rvh_packet *info, struct iov_iter *iter);
+int rvh_packet_to_user(void *packet, const struct rvh_packet *info, const struct iovec *iov,
+		       unsigned long nr, size_t skip);
 
 /* netdev.c: network devices */
 

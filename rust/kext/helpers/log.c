@@ -13,7 +13,7 @@ static const char *rvh_direction(u32 queue)
 void rvh_warn_problem(pid_t owner, u32 dev, u32 queue, const char *reason,
 		      int len, u64 untold)
 {
-	pr_warn_ratelimited("%s: %s of device %u (process %d): error %.*s, %llu more untold\n",
+	pr_warn_ratelimited("%s: %s of device %u (process %d): error: %.*s (%llu earlier messages suppressed)\n",
 			    THIS_MODULE->name, rvh_direction(queue), dev, owner, len, reason, untold);
 }
 

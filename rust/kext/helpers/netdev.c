@@ -117,11 +117,8 @@ bool rvh_tap_receive(struct net_device *dev, struct socket *sock, struct sock *c
 		struct sk_buff *skb = skbs[i];
 		unsigned int len = buf->data_end - buf->data;
 
-		build_skb_around(skb, buf->data_hard_start, buf->frame_sz);
-		skb_reserve(skb, buf->data - buf->data_hard_start);
-		__skb_put(skb, len);
-		if (header && (hdr->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM ||
-			       hdr->gso_type != VIRTIO_NET_HDR_GSO_NONE)) {
+		rvh_wrap(skb, buf);
+		if (header && rvh_asks(hdr)) {
 			skb->dev = dev;
 			skb_set_network_header(skb, ETH_HLEN);
 			if (virtio_net_hdr_to_skb(skb, hdr, true)) {

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 #include <linux/etherdevice.h>
 #include <linux/if_macvlan.h>
-#include <linux/if_vlan.h>
-#include <linux/ip.h>
-#include <linux/ipv6.h>
 #include <linux/netdevice.h>
 #include <linux/virtio_net.h>
 #include <net/gso.h>
@@ -254,56 +251,6 @@ static void rvh_run_add(struct rvh_run *run, struct sk_buff *skb, bool plain)
 	run->end = &skb->next;
 }
 
-/* Finds the transport header, as skb_probe_transport_header, sooner for what there is most of. */
-static void rvh_probe_transport(struct sk_buff *skb)
-{
-	if (skb_transport_header_was_set(skb))
-		return;
-	if (skb->protocol == htons(ETH_P_IP) && skb->len >= ETH_HLEN + sizeof(struct iphdr)) {
-		const struct iphdr *ip = ip_hdr(skb);
-
-		if (ip->ihl >= 5 && (ip->protocol == IPPROTO_TCP || ip->protocol == IPPROTO_UDP)) {
-			skb_set_transport_header(skb, min(ETH_HLEN + ip->ihl * 4U, skb->len));
-			return;
-		}
-	} else if (skb->protocol == htons(ETH_P_IPV6) &&
-		   skb->len >= ETH_HLEN + sizeof(struct ipv6hdr)) {
-		u8 next = ipv6_hdr(skb)->nexthdr;
-
-		if (next == IPPROTO_TCP || next == IPPROTO_UDP) {
-			skb_set_transport_header(skb, ETH_HLEN + sizeof(struct ipv6hdr));
-			return;
-		}
-	}
-	skb_probe_transport_header(skb);
-}
-
-/* Makes a frame for @dev of all of @skb, by its header @hdr if it has one. False if that is bad. */
-static bool rvh_frame(struct sk_buff *skb, const struct virtio_net_hdr *hdr, struct net_device *dev)
-{
-	int depth;
-
-	skb->dev = dev;
-	skb_reset_mac_header(skb);
-	skb_set_network_header(skb, ETH_HLEN);
-	skb->protocol = eth_hdr(skb)->h_proto;
-	if (hdr && (hdr->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM ||
-		    hdr->gso_type != VIRTIO_NET_HDR_GSO_NONE) &&
-	    virtio_net_hdr_to_skb(skb, hdr, true))
-		return false;
-	rvh_probe_transport(skb);
-	if (eth_type_vlan(skb->protocol) &&
-	    vlan_get_protocol_and_depth(skb, skb->protocol, &depth))
-		skb_set_network_header(skb, depth);
-	return true;
-}
-
-/* Whether @skb is no longer than @max, or cut into pieces that are not. */
-static bool rvh_fits(const struct sk_buff *skb, unsigned int max)
-{
-	return skb_is_gso(skb) ? skb_gso_validate_mac_len(skb, max) : skb->len <= max;
-}
-
 /* Begins to send by @dev, past its queueing discipline if its packets go to the device below. */
 static void rvh_run_begin(struct rvh_run *run, struct net_device *dev)
 {
@@ -340,13 +287,6 @@ static void rvh_run_end(struct rvh_run *run)
 	u64_stats_add(&stats->tx_bytes, run->sent.bytes);
 	u64_stats_update_end(&stats->syncp);
 	this_cpu_add(vlan->pcpu_stats->tx_dropped, run->sent.dropped);
-}
-
-/* Has @owner, if there is one, own @skb until it is freed. */
-static void rvh_own(struct sk_buff *skb, struct sock *owner)
-{
-	if (owner)
-		skb_set_owner_w(skb, owner);
 }
 
 /* Sends one packet, in order with @run. */
@@ -391,9 +331,7 @@ static unsigned int rvh_send_all(struct net_device *dev, struct sock *owner, str
 		const struct xdp_buff *buf = &bufs[i];
 		struct sk_buff *skb = skbs[i];
 
-		build_skb_around(skb, buf->data_hard_start, buf->frame_sz);
-		skb_reserve(skb, buf->data - buf->data_hard_start);
-		__skb_put(skb, buf->data_end - buf->data);
+		rvh_wrap(skb, buf);
 		if (likely(rvh_frame(skb, header ? buf->data - header : NULL, dev) &&
 			   rvh_fits(skb, max))) {
 			rvh_own(skb, owner);

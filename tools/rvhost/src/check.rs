@@ -10,6 +10,7 @@ use std::process::Command;
 use serde_json::json;
 use serde_json::Value;
 
+use crate::rates::counted;
 use crate::system::System;
 
 /// How bad a finding is.
@@ -178,7 +179,7 @@ fn module(system: &System) -> Finding {
             "module",
             Level::Problem,
             "C vhost_net has the name /dev/vhost-net",
-            "stop the guests, rmmod vhost_net, modprobe rvhost_net; or load it beside: modprobe rvhost_net devname=vhost-rnet",
+            "stop the guests, modprobe -r vhost_net, modprobe rvhost_net; or load it beside: modprobe rvhost_net devname=vhost-rnet",
         );
     }
     finding(
@@ -283,7 +284,7 @@ fn regions(system: &System) -> Finding {
                 "VMMs that hot-plug memory take the limit to be {}, not {ours} regions",
                 theirs.as_deref().unwrap_or("64")
             ),
-            "modprobe vhost max_mem_regions=N before the guests start; make install writes a modprobe.d file for that",
+            "stop the guests; modprobe -r vhost_net vhost; modprobe vhost max_mem_regions=N (make install writes a modprobe.d file for that)",
         ),
     }
 }
@@ -350,12 +351,15 @@ fn users(system: &System) -> Finding {
         Ok(found) => {
             let hidden = match found.hidden {
                 0 => String::new(),
-                n => format!("; {n} processes may not be looked into"),
+                n => format!("; no permission to look into {n} processes"),
             };
             finding(
                 "guests",
                 Level::Ok,
-                format!("{} devices are open{hidden}", found.open.len()),
+                format!(
+                    "open: {}{hidden}",
+                    counted(found.open.len() as u64, "device")
+                ),
                 "",
             )
         }

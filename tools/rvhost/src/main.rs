@@ -69,13 +69,13 @@ enum Command {
     Top {
         #[command(flatten)]
         which: Which,
-        /// Seconds between looks
+        /// Refresh interval in seconds
         #[arg(short, long, default_value_t = 2.0, value_parser = seconds)]
         delay: f64,
-        /// Stop after so many
+        /// Stop after so many updates
         #[arg(short = 'n', long)]
         count: Option<u64>,
-        /// What comes first
+        /// Sort by
         #[arg(short, long, value_enum, default_value = "name")]
         sort: top::Sort,
     },
@@ -83,14 +83,14 @@ enum Command {
     Watch {
         #[command(flatten)]
         which: Which,
-        /// Seconds between looks
+        /// Refresh interval in seconds
         #[arg(short, long, default_value_t = 1.0, value_parser = seconds)]
         delay: f64,
-        /// Stop after so many looks
+        /// Stop after so many updates
         #[arg(short = 'n', long)]
         count: Option<u64>,
     },
-    /// Say on which CPUs threads run
+    /// Pin the threads of queues to CPUs
     ///
     /// Works as taskset does, on the threads of the machines that are named. Give lists for the
     /// receiving and for the sending queues, or CPUs to spread the threads over, or `--auto`: the
@@ -121,7 +121,7 @@ enum Command {
     /// something is set. Takes the device's file from the process that has it, which is for root.
     #[command(subcommand)]
     Rss(Rss),
-    /// Look whether this host is ready, and tell what to do if not
+    /// Check whether this host is ready, and tell what to do if not
     Check {
         /// As JSON
         #[arg(long)]
@@ -163,7 +163,7 @@ enum Rss {
     Rebalance {
         #[command(flatten)]
         which: Which,
-        /// Move so many at the most
+        /// Move at most so many entries
         #[arg(long, default_value_t = 8)]
         max: u32,
     },
@@ -208,13 +208,13 @@ impl Which {
         };
         if found.hidden > 0 {
             message += &format!(
-                " ({} processes may not be looked into: try as root)",
+                " (no permission to look into {} processes: try as root)",
                 found.hidden
             );
         }
         if found.foreign > 0 {
             message += &format!(
-                " ({} devices are C vhost_net's, which counts nothing)",
+                " (open with C vhost_net, which counts nothing: {})",
                 found.foreign
             );
         }
@@ -397,7 +397,7 @@ fn show(
         text(system, found)
     };
     if !which.json && found.hidden > 0 {
-        out += &format!("({} processes may not be looked into)\n", found.hidden);
+        out += &format!("(no permission to look into {} processes)\n", found.hidden);
     }
     io::stdout().write_all(out.as_bytes())?;
     Ok(())

@@ -115,6 +115,11 @@ pub(crate) fn short(value: f64) -> String {
     format!("{value:.0}")
 }
 
+/// So many things: "1 device", "2 devices".
+pub(crate) fn counted(n: u64, thing: &str) -> String {
+    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,6 +15,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::json;
+use crate::rates::counted;
 use crate::rates::short;
 use crate::rates::Rate;
 use crate::rates::Rates;
@@ -109,9 +110,9 @@ pub(crate) fn table(found: &Found, rates: &Rates, sort: Sort) -> String {
         ..sum
     });
     let mut out = format!(
-        "rvhost: {} devices, {} queues; {} packets/s, {}bit/s, {} drops/s, {:.0} % CPU\n",
-        found.open.len(),
-        rows.len(),
+        "rvhost: {}, {}; {} packets/s, {}bit/s, {} drops/s, {:.0} % CPU\n",
+        counted(found.open.len() as u64, "device"),
+        counted(rows.len() as u64, "queue"),
         short(sum.packets),
         short(sum.bits),
         short(sum.drops),
@@ -151,7 +152,11 @@ pub(crate) fn table(found: &Found, rates: &Rates, sort: Sort) -> String {
         );
     }
     if found.hidden > 0 {
-        let _ = writeln!(out, "({} processes may not be looked into)", found.hidden);
+        let _ = writeln!(
+            out,
+            "(no permission to look into {} processes)",
+            found.hidden
+        );
     }
     out
 }
@@ -257,7 +262,7 @@ mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 4);
         assert!(
-            lines[0].contains("1 devices, 2 queues; 500 packets/s"),
+            lines[0].contains("1 device, 2 queues; 500 packets/s"),
             "{text}"
         );
         assert!(

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde_json::json;
 
+use crate::rates::counted;
 use crate::system::Found;
 
 /// What was dropped or refused between two looks: where, `drop` or `error`, the reason, how many.
@@ -37,8 +38,8 @@ pub(crate) fn run(
             } else {
                 writeln!(
                     out,
-                    "{vm}/{device}/{queue}: {n} {kind}{} ({reason})",
-                    if n == 1 { "" } else { "s" }
+                    "{vm}/{device}/{queue}: {} ({reason})",
+                    counted(n, kind)
                 )?;
             }
         }

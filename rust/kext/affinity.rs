@@ -17,9 +17,9 @@ pub(crate) fn inherit(of: &Task) {
 }
 
 /// Keeps the calling thread, that of queue `queue`, to what `rx_cpus` or `tx_cpus` says.
-pub(crate) fn take(queue: u32) {
+pub(crate) fn apply(queue: u32) {
     // SAFETY: Concerns the calling thread, which may sleep.
-    unsafe { bindings::rvh_take_place(queue) };
+    unsafe { bindings::rvh_apply_cpus(queue) };
 }
 
 /// Keeps `task` to the CPUs whose bits are set in `words`, or to all if there are none, of those

@@ -24,7 +24,7 @@ void rvh_inherit_cpus(struct task_struct *of)
 }
 
 /* The calling thread, which is that of queue @queue: as the parameters say. */
-void rvh_take_place(u32 queue)
+void rvh_apply_cpus(u32 queue)
 {
 	cpumask_var_t cpus;
 

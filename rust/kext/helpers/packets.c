@@ -62,8 +62,8 @@ void rvh_ring_free(void **packets, int count)
 	local_bh_enable();
 }
 
-static void rvh_tun_packet(void *packet, bool tunnel, bool blank, bool hashed,
-			   struct rvh_packet *info)
+static void rvh_packet_describe(void *packet, bool tunnel, bool blank, bool hashed,
+				struct rvh_packet *info)
 {
 	struct virtio_net_hdr_v1_hash_tunnel *header = (void *)info->header;
 	u64 hash = 0;
@@ -103,17 +103,17 @@ static void rvh_tun_packet(void *packet, bool tunnel, bool blank, bool hashed,
 	header->hash_hdr.hdr.num_buffers = cpu_to_le16(1);
 }
 
-void rvh_tun_describe(void **packets, struct rvh_packet *infos, int count, bool tunnel, bool blank,
-		      bool hashed)
+void rvh_packets_describe(void **packets, struct rvh_packet *infos, int count, bool tunnel,
+			  bool blank, bool hashed)
 {
 	int i;
 
 	for (i = 0; i < count; i++)
-		rvh_tun_packet(packets[i], tunnel, blank, hashed, &infos[i]);
+		rvh_packet_describe(packets[i], tunnel, blank, hashed, &infos[i]);
 }
 
 /* What finds no room is cut off. */
-int rvh_tun_packet_to_iter(void *packet, const struct rvh_packet *info, struct iov_iter *iter)
+int rvh_packet_to_iter(void *packet, const struct rvh_packet *info, struct iov_iter *iter)
 {
 	struct sk_buff *skb = packet;
 	int offset = 0;
@@ -137,12 +137,12 @@ int rvh_tun_packet_to_iter(void *packet, const struct rvh_packet *info, struct i
 	return skb_copy_datagram_iter(skb, offset, iter, skb->len - offset);
 }
 
-int rvh_tun_packet_to_user(void *packet, const struct rvh_packet *info,
-			   const struct iovec *iov, unsigned long nr, size_t skip)
+int rvh_packet_to_user(void *packet, const struct rvh_packet *info, const struct iovec *iov,
+		       unsigned long nr, size_t skip)
 {
 	struct iov_iter iter;
 
 	iov_iter_init(&iter, ITER_DEST, iov, nr, skip + info->len);
 	iov_iter_advance(&iter, skip);
-	return rvh_tun_packet_to_iter(packet, info, &iter);
+	return rvh_packet_to_iter(packet, info, &iter);
 }
