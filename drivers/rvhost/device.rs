@@ -198,6 +198,8 @@ impl Device {
         let owner = self.owner()?;
         let empty = MemTable::new(KVec::new())?;
         let (mut rx, mut tx) = (owner.rx.lock()?, owner.tx.lock()?);
+        rx.tell_to_end();
+        tx.tell_to_end();
         rx.end();
         tx.end();
         drop((rx, tx));
@@ -410,10 +412,11 @@ impl PinnedDrop for Device {
     fn drop(self: Pin<&mut Self>) {
         // No reference is left, so that nobody has the locks.
         if let Some(owner) = self.any_owner() {
-            for queue in [&owner.rx, &owner.tx] {
-                if let Ok(mut queue) = queue.lock() {
-                    queue.end();
-                }
+            if let (Ok(mut rx), Ok(mut tx)) = (owner.rx.lock(), owner.tx.lock()) {
+                rx.tell_to_end();
+                tx.tell_to_end();
+                rx.end();
+                tx.end();
             }
         }
         trace::release(self.id);

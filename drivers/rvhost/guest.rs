@@ -12,8 +12,14 @@ use kernel::sync::{
 };
 
 use crate::{
-    iotlb::Iotlb,
-    kext::usermem::UserMem,
+    iotlb::{
+        Iotlb,
+        Presence, //
+    },
+    kext::{
+        usermem::UserMem,
+        wait::Bell, //
+    },
     log::Log,
     memtable::MemTable,
     stats::Stats,
@@ -49,6 +55,8 @@ use crate::{
 pub(crate) struct Memory {
     table: Option<Arc<MemTable>>,
     iotlb: Option<Arc<Iotlb>>,
+    /// The queue, as the IOTLB knows it.
+    presence: Arc<Presence>,
     lookup: Lookup,
     cache: Cache,
     /// Where the ring is, if addresses are I/O virtual ones.
@@ -60,10 +68,11 @@ pub(crate) struct Memory {
 
 impl Memory {
     /// Knows nothing yet, and logs nothing.
-    pub(crate) fn new(stats: Arc<Stats>) -> Self {
+    pub(crate) fn new(presence: Arc<Presence>, stats: Arc<Stats>) -> Self {
         Self {
             table: None,
             iotlb: None,
+            presence,
             lookup: Lookup::default(),
             cache: Cache::default(),
             kept: Kept::default(),
@@ -78,8 +87,12 @@ impl Memory {
         self.lookup = Lookup::default();
     }
 
-    /// Takes addresses to be I/O virtual ones, or not any more.
-    pub(crate) fn set_iotlb(&mut self, iotlb: Option<Arc<Iotlb>>) {
+    /// Takes addresses to be I/O virtual ones that `iotlb` translates, which rings `bell` for the
+    /// queue's thread; or not any more.
+    pub(crate) fn set_iotlb(&mut self, iotlb: Option<Arc<Iotlb>>, bell: &Arc<Bell>) {
+        if let Some(iotlb) = &iotlb {
+            iotlb.belongs_to(&self.presence, bell);
+        }
         self.iotlb = iotlb;
         self.forget();
     }
@@ -90,15 +103,15 @@ impl Memory {
         self.kept = Kept::default();
     }
 
-    /// Says that queue `index` uses the memory from here on. If mappings were removed meanwhile, the
+    /// Says that the queue uses the memory from here on. If mappings were removed meanwhile, the
     /// cache is empty: returns `true`, and the caller has to forget what else was translated before,
     /// and [accept](Self::accept).
     #[inline]
-    pub(crate) fn enter(&mut self, index: u32) -> bool {
+    pub(crate) fn enter(&mut self) -> bool {
         let Some(iotlb) = &self.iotlb else {
             return false;
         };
-        let generation = iotlb.enter(index);
+        let generation = iotlb.enter(&self.presence);
         let changed = generation != self.generation;
         if changed {
             self.generation = generation;
@@ -107,18 +120,18 @@ impl Memory {
         changed
     }
 
-    /// Says that queue `index` has forgotten what was translated before.
-    pub(crate) fn accept(&self, index: u32) {
+    /// Says that the queue has forgotten what was translated before.
+    pub(crate) fn accept(&self) {
         if let Some(iotlb) = &self.iotlb {
-            iotlb.accept(index, self.generation);
+            iotlb.accept(&self.presence, self.generation);
         }
     }
 
-    /// Says that queue `index` does not use the memory until it enters again.
+    /// Says that the queue does not use the memory until it enters again.
     #[inline]
-    pub(crate) fn leave(&self, index: u32) {
+    pub(crate) fn leave(&self) {
         if let Some(iotlb) = &self.iotlb {
-            iotlb.leave(index, self.generation);
+            iotlb.leave(&self.presence, self.generation);
         }
     }
 
@@ -145,13 +158,12 @@ impl Memory {
 /// One queue's access to the guest's memory.
 pub(crate) struct Guest<'a, 'u> {
     user: &'a mut UserMem<'u>,
-    /// The queue's number.
-    index: u32,
     /// Where the used ring starts.
     used: RingAddr,
     regions: &'a [Region],
     table: Option<&'a MemTable>,
     iotlb: Option<&'a Iotlb>,
+    presence: &'a Presence,
     lookup: &'a mut Lookup,
     cache: &'a mut Cache,
     kept: &'a mut Kept,
@@ -160,20 +172,15 @@ pub(crate) struct Guest<'a, 'u> {
 
 impl<'a, 'u> Guest<'a, 'u> {
     #[inline]
-    pub(crate) fn new(
-        user: &'a mut UserMem<'u>,
-        memory: &'a mut Memory,
-        index: u32,
-        used: RingAddr,
-    ) -> Self {
+    pub(crate) fn new(user: &'a mut UserMem<'u>, memory: &'a mut Memory, used: RingAddr) -> Self {
         let table: Option<&MemTable> = memory.table.as_deref();
         Self {
             user,
-            index,
             used,
             regions: table.map_or(&[], |t| t.regions()),
             table,
             iotlb: memory.iotlb.as_deref(),
+            presence: &memory.presence,
             lookup: &mut memory.lookup,
             cache: &mut memory.cache,
             kept: &mut memory.kept,
@@ -189,7 +196,7 @@ impl<'a, 'u> Guest<'a, 'u> {
             Some(iotlb) => {
                 let seg = match self.kept.segment(at.0, len as u64, access) {
                     Some(seg) => seg,
-                    None => iotlb.segment(self.index, self.cache, at.0, len as u64, access)?,
+                    None => iotlb.segment(self.presence, self.cache, at.0, len as u64, access)?,
                 };
                 // CAST: a segment is never longer than what was asked for.
                 Ok((seg.at, seg.len as usize))
@@ -288,7 +295,7 @@ impl GuestMem for Guest<'_, '_> {
     fn segment(&mut self, at: Gpa, len: u64, access: Access) -> Result<Seg> {
         match self.iotlb {
             None => self.lookup.segment(self.regions, at, len),
-            Some(iotlb) => iotlb.segment(self.index, self.cache, at.0, len, access),
+            Some(iotlb) => iotlb.segment(self.presence, self.cache, at.0, len, access),
         }
     }
 

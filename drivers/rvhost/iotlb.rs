@@ -72,14 +72,30 @@ struct State {
     table: Option<Table<KVVec<Entry>>>,
     /// One per queue.
     asked: [Asked; 2],
-    bells: [Option<Arc<Bell>>; 2],
+    /// The queues that it belongs to: those of the owner. The thread of an earlier one's may still run.
+    queues: [Option<(Arc<Presence>, Arc<Bell>)>; 2],
 }
 
-/// Whether a queue uses mappings just now.
-struct Presence {
+/// A queue as a user of mappings.
+pub(crate) struct Presence {
+    /// The queue's number.
+    index: u32,
+    /// Whether it uses mappings just now.
     inside: Atomic<bool>,
     /// The generation of which it uses none that was removed.
     seen: Atomic<u32>,
+}
+
+impl Presence {
+    /// Queue `index`, which uses none.
+    pub(crate) fn new(index: u32) -> Result<Arc<Self>> {
+        let this = Self {
+            index,
+            inside: Atomic::new(false),
+            seen: Atomic::new(0),
+        };
+        Ok(Arc::new(this, GFP_KERNEL)?)
+    }
 }
 
 /// A mapping has changed: the queue's thread has to look, or goes on.
@@ -95,7 +111,6 @@ pub(crate) struct Iotlb {
     readable: PollCondVar,
     /// Counts removals.
     generation: Atomic<u32>,
-    queues: [Presence; 2],
     /// A queue has seen a removal, or does not use mappings any more.
     #[pin]
     seen: WaitQueue,
@@ -110,14 +125,10 @@ impl Iotlb {
                 state <- new_spinlock!(State {
                     table: None,
                     asked: [Asked::Nothing; 2],
-                    bells: [const { None }; 2],
+                    queues: [const { None }; 2],
                 }),
                 readable <- new_poll_condvar!(),
                 generation: Atomic::new(0),
-                queues: [(); 2].map(|()| Presence {
-                    inside: Atomic::new(false),
-                    seen: Atomic::new(0),
-                }),
                 seen <- WaitQueue::new(),
             }),
             GFP_KERNEL,
@@ -147,11 +158,11 @@ impl Iotlb {
         self.readable.notify_all();
     }
 
-    /// The first contiguous part of `len` bytes at `at`, for queue `index`, which asks user space
-    /// if there is none.
+    /// The first contiguous part of `len` bytes at `at`, for a queue, which asks user space if there is
+    /// none.
     pub(crate) fn segment(
         &self,
-        index: u32,
+        queue: &Presence,
         cache: &mut Cache,
         at: u64,
         len: u64,
@@ -161,6 +172,12 @@ impl Iotlb {
             return seg;
         }
         let mut state = self.state.lock();
+        // CAST: u32 to usize widens.
+        let i = queue.index as usize;
+        let known = state.queues.get(i).and_then(Option::as_ref);
+        if !known.is_some_and(|(known, _)| core::ptr::eq(&**known, queue)) {
+            return Err(CoreError::Unmapped);
+        }
         let found = state
             .table
             .as_ref()
@@ -174,23 +191,23 @@ impl Iotlb {
             iova: at,
             perm: permission(access),
         };
-        // CAST: u32 to usize widens.
-        if let Some(asked) = state.asked.get_mut(index as usize) {
+        if let Some(asked) = state.asked.get_mut(i) {
             if *asked != Asked::Unread(miss) && *asked != Asked::Read(miss) {
                 *asked = Asked::Unread(miss);
                 drop(state);
-                trace::iotlb_miss(self.dev, index, miss.iova, miss.perm.into());
+                trace::iotlb_miss(self.dev, queue.index, miss.iova, miss.perm.into());
                 self.readable.notify_all();
             }
         }
         Err(CoreError::Miss)
     }
 
-    /// Whose thread is to be told when queue `index` can go on.
-    pub(crate) fn belongs_to(&self, index: u32, bell: &Arc<Bell>) {
+    /// Belongs to a queue from now on, and to no earlier one with its number. `bell` is its thread's,
+    /// to be told when it can go on.
+    pub(crate) fn belongs_to(&self, queue: &Arc<Presence>, bell: &Arc<Bell>) {
         // CAST: u32 to usize widens.
-        if let Some(slot) = self.state.lock().bells.get_mut(index as usize) {
-            *slot = Some(bell.clone());
+        if let Some(slot) = self.state.lock().queues.get_mut(queue.index as usize) {
+            *slot = Some((queue.clone(), bell.clone()));
         }
     }
 
@@ -201,13 +218,13 @@ impl Iotlb {
             let mut guard = self.state.lock();
             let state = &mut *guard;
             let hides = state.table.as_mut().ok_or(EFAULT)?.insert(entry);
-            for (asked, bell) in state.asked.iter_mut().zip(&state.bells) {
+            for (asked, queue) in state.asked.iter_mut().zip(&state.queues) {
                 match asked {
                     Asked::Unread(miss) | Asked::Read(miss)
                         if (entry.first..=entry.last).contains(&miss.iova) =>
                     {
                         *asked = Asked::Nothing;
-                        if let Some(bell) = bell {
+                        if let Some((_, bell)) = queue {
                             bell.ring(MAPPINGS);
                         }
                     }
@@ -246,14 +263,12 @@ impl Iotlb {
         let generation = self.generation.fetch_add(1, Relaxed).wrapping_add(1);
         // Either the queue sees the new generation when it enters, or it is seen inside here.
         smp_mb();
-        for (i, queue) in self.queues.iter().enumerate() {
+        let queues = self.state.lock().queues.clone();
+        for (queue, bell) in queues.iter().flatten() {
             if !queue.inside.load(Acquire) {
                 continue;
             }
-            let bell = self.state.lock().bells.get(i).cloned().flatten();
-            if let Some(bell) = bell {
-                bell.ring(MAPPINGS);
-            }
+            bell.ring(MAPPINGS);
             self.seen.wait_killable(|| {
                 let done = !queue.inside.load(Acquire) || queue.seen.load(Acquire) == generation;
                 done.then_some(())
@@ -262,34 +277,25 @@ impl Iotlb {
         Ok(())
     }
 
-    /// Says that queue `index` uses mappings from here on. Returns the generation: if it has
+    /// Says that a queue uses mappings from here on. Returns the generation: if it has
     /// changed, nothing that was translated before may be used, and that must be
     /// [accepted](Self::accept).
-    pub(crate) fn enter(&self, index: u32) -> u32 {
-        // CAST: u32 to usize widens.
-        if let Some(queue) = self.queues.get(index as usize) {
-            queue.inside.store(true, Relaxed);
-        }
+    pub(crate) fn enter(&self, queue: &Presence) -> u32 {
+        queue.inside.store(true, Relaxed);
         // See `retire`.
         smp_mb();
         self.generation.load(Relaxed)
     }
 
-    /// Says that queue `index` has forgotten what is older than `generation`.
-    pub(crate) fn accept(&self, index: u32, generation: u32) {
-        // CAST: u32 to usize widens.
-        if let Some(queue) = self.queues.get(index as usize) {
-            queue.seen.store(generation, Release);
-        }
+    /// Says that a queue has forgotten what is older than `generation`.
+    pub(crate) fn accept(&self, queue: &Presence, generation: u32) {
+        queue.seen.store(generation, Release);
         self.seen.wake_all();
     }
 
-    /// Says that queue `index`, which knew of `generation`, uses no mappings until it enters again.
-    pub(crate) fn leave(&self, index: u32, generation: u32) {
-        // CAST: u32 to usize widens.
-        if let Some(queue) = self.queues.get(index as usize) {
-            queue.inside.store(false, Release);
-        }
+    /// Says that a queue, which knew of `generation`, uses no mappings until it enters again.
+    pub(crate) fn leave(&self, queue: &Presence, generation: u32) {
+        queue.inside.store(false, Release);
         // Whoever removed a mapping meanwhile waits.
         smp_mb();
         if self.generation.load(Relaxed) != generation {

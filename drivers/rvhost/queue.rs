@@ -125,6 +125,11 @@ impl Queue {
         }
     }
 
+    /// Tells the thread to end: [`end`](Self::end) waits for it.
+    pub(crate) fn tell_to_end(&self) {
+        self.worker.tell_to_end();
+    }
+
     /// Ends the thread and gives up the virtqueue.
     pub(crate) fn end(&mut self) {
         if let Some(running) = self.worker.end() {

@@ -87,7 +87,7 @@ impl Ring {
         user: &'a mut UserMem<'u>,
     ) -> (&'a mut Cursor, &'a Layout, Guest<'a, 'u>) {
         let used = self.layout.writable(false).at;
-        let guest = Guest::new(user, &mut self.memory, self.index, used);
+        let guest = Guest::new(user, &mut self.memory, used);
         (&mut self.cursor, &self.layout, guest)
     }
 
@@ -109,11 +109,11 @@ impl Ring {
     /// Does `f` for a caller that is not the queue's thread: who removes a mapping waits for it
     /// as for a pass.
     pub(crate) fn inside<R>(&mut self, f: impl FnOnce(&mut Self) -> R) -> R {
-        if self.memory.enter(self.index) {
-            self.memory.accept(self.index);
+        if self.memory.enter() {
+            self.memory.accept();
         }
         let result = f(self);
-        self.memory.leave(self.index);
+        self.memory.leave();
         result
     }
 

@@ -48,6 +48,8 @@ use crate::{
 
 /// Chains one packet may span.
 const MAX_CHAINS: usize = 1024;
+/// How often chains are taken for one packet before others are looked at.
+const MAX_TAKES: usize = MAX_CHAINS / RING_BATCH;
 /// Packets written in one window of user access, and the pieces they may have.
 const WINDOW: usize = 16;
 const PIECES: usize = 3 * WINDOW;
@@ -188,11 +190,9 @@ impl Rx {
                     self.packets.drop_first();
                 }
                 Ok(Some(Stop::NoBuffers)) => return Next::AwaitChains,
-                Ok(Some(Stop::Ring(e))) => {
-                    if !self.skip_refused(ring, user, e) {
-                        return Next::Stall(e);
-                    }
-                }
+                // To find out that a chain cannot be used may have taken long, and the next one may be
+                // of the same kind: others are looked at first.
+                Ok(Some(Stop::Ring(e))) => return self.skip_refused(ring, user, e),
                 Err(e) => return Next::Stall(e),
             }
         }
@@ -322,12 +322,7 @@ impl Rx {
                     ring.drop_packet(Problem::TooSmall);
                     continue;
                 }
-                Err(e) => {
-                    if !self.skip_refused(ring, user, e) {
-                        return Next::Stall(e);
-                    }
-                    continue;
-                }
+                Err(e) => return self.skip_refused(ring, user, e),
             };
             let segs = self.chains.segments_of(0, chains);
             if let Err(problem) = receive(socket, ring, user, segs, chains, frame) {
@@ -391,20 +386,19 @@ impl Rx {
         }
     }
 
-    /// If the first chain is one that no packet can go to, returns it to the driver unused. If
+    /// If the first chain is one that no packet can go to, gives it back to the driver unused. If
     /// something else is wrong, gives all buffers back: what is wrong may be repaired, and is to
     /// be looked at anew then.
-    fn skip_refused(&mut self, ring: &mut Ring, user: &mut UserMem<'_>, e: Error) -> bool {
+    fn skip_refused(&mut self, ring: &mut Ring, user: &mut UserMem<'_>, e: Error) -> Next {
         if let Some(chain) = self.chains.get(0).filter(|chain| chain.refused.is_some()) {
-            let used = [used_elem(chain.head, 0)];
-            self.chains.pop(1);
-            if ring.put_used(user, &used).is_ok() {
+            if ring.put_used(user, &[used_elem(chain.head, 0)]).is_ok() {
+                self.chains.pop(1);
                 ring.fail(e);
-                return true;
+                return Next::Again;
             }
         }
         self.release_buffers(ring);
-        false
+        Next::Stall(e)
     }
 }
 
@@ -455,12 +449,17 @@ fn find_room(
     len: usize,
 ) -> vcore::Result<Room> {
     let limit = if ring.mergeable { MAX_CHAINS } else { 1 };
-    let (mut n, mut room) = (0, 0u64);
+    let (mut n, mut room, mut takes) = (0, 0u64, 0);
     while room < len as u64 {
         if n == limit {
             return Ok(Room::Never);
         }
         if first + n == chains.len() {
+            // Chains that take long to follow are taken one by one: what was taken is kept for later.
+            if takes == MAX_TAKES {
+                return Ok(Room::Later);
+            }
+            takes += 1;
             match take_more(chains, ring, user) {
                 Ok(0) => return Ok(Room::Later),
                 Ok(_) => {}

@@ -54,11 +54,18 @@ const MIN_LOAN: usize = 4096;
 /// What a packet takes of a limit to what is in flight, beyond its own bytes.
 const OVERHEAD: usize = 768;
 
+/// How often a packet for which the backend has no memory is tried again, a clock tick later each time.
+const MAX_PAUSES: u32 = 1000;
+
 /// What transmission needs while it runs.
 pub(crate) struct Tx {
     chains: KBox<Chains>,
     batch: TxBatch,
     used: KVec<UsedElem>,
+    /// How many of those could not be written yet, though their packets are gone.
+    unwritten: usize,
+    /// How often the backend had no memory for a packet, since it last had.
+    pauses: u32,
     /// Packets that the stack reads where they are, if it may.
     loans: Option<Loans>,
     /// How many packets could have been lent lately, and how many of those that were lent were
@@ -75,6 +82,8 @@ enum Sent {
     Lent,
     /// The backend's buffer is full: the packet must be sent later.
     Full,
+    /// The backend has no memory for it, and will not tell when it has: likewise.
+    NoMemory,
 }
 
 impl Tx {
@@ -94,6 +103,8 @@ impl Tx {
             chains: chains(BATCH, MAX_SEGMENTS)?,
             batch: TxBatch::new()?,
             used: KVec::from_elem([0; USED_BYTES], BATCH, GFP_KERNEL)?,
+            unwritten: 0,
+            pauses: 0,
             loans,
             tried: 0,
             copied: 0,
@@ -108,7 +119,7 @@ impl Tx {
         endpoint: &Endpoint,
     ) -> Next {
         ring.suppress(user);
-        if let Err(e) = self.use_returned(ring, user) {
+        if let Err(e) = self.catch_up(ring, user) {
             return Next::Stall(e);
         }
         self.chains.clear();
@@ -126,6 +137,7 @@ impl Tx {
             .begin(ring.header.sock, endpoint.wants_headroom());
         let mut room = endpoint.room();
         let (mut done, mut used, mut bytes) = (0, 0, 0);
+        let mut full = Next::AwaitBackend;
         while room > 0 {
             if batched {
                 let added = self.add_run(ring, user, done, used, &mut bytes, &mut room);
@@ -149,6 +161,10 @@ impl Tx {
                 }
                 Sent::Lent => {}
                 Sent::Full => break,
+                Sent::NoMemory => {
+                    full = Next::Pause;
+                    break;
+                }
             }
             bytes += chain.len;
             room = room.saturating_sub(in_flight(&chain));
@@ -159,13 +175,12 @@ impl Tx {
         self.chains.clear();
         // CAST: at most `BATCH`.
         ring.passed(done as u32, bytes);
-        let used = self.used.get(..used).unwrap_or(&[]);
-        if let Err(e) = ring.put_used(user, used) {
+        if let Err(e) = self.write_used(ring, user, used) {
             return Next::Stall(e);
         }
         ring.flush(user, true);
         if done < taken {
-            Next::AwaitBackend
+            full
         } else if ring.is_drained(user) {
             // Another pass would find that out at greater cost.
             Next::AwaitChains
@@ -174,9 +189,20 @@ impl Tx {
         }
     }
 
-    /// Forgets which flows the backend has seen: it may have forgotten them, or be another one soon.
-    pub(crate) fn forget_flows(&mut self) {
+    /// Forgets which flows the backend has seen, as it may have forgotten them, or be another one
+    /// soon; and what was not written to a ring that may be another one then.
+    pub(crate) fn settle(&mut self) {
         self.batch.forget_flows();
+        self.unwritten = 0;
+    }
+
+    /// Writes the first `n` used elements, now or, if that fails, with the next pass.
+    #[inline]
+    fn write_used(&mut self, ring: &mut Ring, user: &mut UserMem<'_>, n: usize) -> vcore::Result {
+        self.unwritten = n;
+        ring.put_used(user, self.used.get(..n).unwrap_or(&[]))?;
+        self.unwritten = 0;
+        Ok(())
     }
 
     /// Waits until no packet is lent any more.
@@ -185,24 +211,38 @@ impl Tx {
             loans.wait()?;
             ring.inside(|ring| {
                 // A ring that cannot be written is about to be left.
-                let _ = self.use_returned(ring, user);
+                let _ = self.catch_up(ring, user);
                 ring.flush(user, true);
             });
         }
         Ok(())
     }
 
-    /// Gives the chains of packets that were lent and returned back to the driver.
+    /// Writes used elements that could not be written before, and those of packets that were lent and
+    /// have come back.
     #[inline]
-    fn use_returned(&mut self, ring: &mut Ring, user: &mut UserMem<'_>) -> vcore::Result {
-        let Some(loans) = self.loans.as_mut().filter(|loans| !loans.is_empty()) else {
-            return Ok(());
-        };
-        while let Some((head, copied)) = loans.returned() {
-            self.copied += u32::from(copied);
-            ring.put_used(user, &[used_elem(head, 0)])?;
+    fn catch_up(&mut self, ring: &mut Ring, user: &mut UserMem<'_>) -> vcore::Result {
+        let mut n = self.unwritten;
+        loop {
+            if n > 0 {
+                self.write_used(ring, user, n)?;
+            }
+            n = 0;
+            let Some(loans) = self.loans.as_mut().filter(|loans| !loans.is_empty()) else {
+                return Ok(());
+            };
+            for slot in &mut self.used {
+                let Some((head, copied)) = loans.returned() else {
+                    break;
+                };
+                self.copied += u32::from(copied);
+                *slot = used_elem(head, 0);
+                n += 1;
+            }
+            if n == 0 {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// Adds packets to the batch, from the `from`th chain up to the first of which there is more to
@@ -287,8 +327,16 @@ impl Tx {
         }
         let packet = packet_of(&self.chains, ring, chain);
         match endpoint.send(user, &packet, ring.header.sock, more) {
-            Ok(()) => Sent::Done,
+            Ok(()) => {
+                self.pauses = 0;
+                Sent::Done
+            }
             Err(e) if e == EAGAIN => Sent::Full,
+            // A filter that drops says the same of each packet, for ever: it is not waited for.
+            Err(e) if (e == errno::enobufs() || e == ENOMEM) && self.pauses < MAX_PAUSES => {
+                self.pauses += 1;
+                Sent::NoMemory
+            }
             Err(e) if e == errno::ebadfd() => {
                 ring.fail(Problem::NoBackend);
                 Sent::Done

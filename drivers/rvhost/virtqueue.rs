@@ -15,6 +15,7 @@ use crate::{
     guest::Memory,
     iotlb::{
         Iotlb,
+        Presence,
         MAPPINGS, //
     },
     kext::{
@@ -97,6 +98,8 @@ pub(crate) enum Next {
     Stall(Error),
     /// It sleeps until the backend is ready, or the driver kicks.
     AwaitBackend,
+    /// It goes on after a clock tick: the backend cannot tell when it is ready.
+    Pause,
     /// It has used all that the driver made available, and waits for more.
     AwaitChains,
 }
@@ -172,7 +175,7 @@ impl Virtqueue {
                     header: HeaderLen::default(),
                     mergeable: false,
                     in_order: false,
-                    memory: Memory::new(stats.clone()),
+                    memory: Memory::new(Presence::new(direction.index())?, stats.clone()),
                     call: None,
                     err: None,
                     owner: current!().group_leader().pid(),
@@ -249,10 +252,7 @@ impl Virtqueue {
 
     /// Takes addresses to be I/O virtual ones that `iotlb` translates, or not any more.
     pub(crate) fn set_iotlb(&mut self, iotlb: Option<Arc<Iotlb>>) {
-        if let Some(iotlb) = &iotlb {
-            iotlb.belongs_to(self.ring.index, &self.bell);
-        }
-        self.ring.memory.set_iotlb(iotlb);
+        self.ring.memory.set_iotlb(iotlb, &self.bell);
     }
 
     /// Listens for kicks on `file`, or on none. The same file again changes nothing.
@@ -369,9 +369,9 @@ impl Virtqueue {
     /// Sees to it that the ring can be worked on; if it cannot, `Err` says what to wait for.
     #[inline]
     fn get_ready(&mut self, user: &mut UserMem<'_>) -> Result<(), u32> {
-        if self.ring.memory.enter(self.ring.index) {
+        if self.ring.memory.enter() {
             self.release_buffers();
-            self.ring.memory.accept(self.ring.index);
+            self.ring.memory.accept();
             self.covered = false;
         }
         if self.stall == Stall::No && !self.covered {
@@ -410,9 +410,16 @@ impl Virtqueue {
         }
     }
 
+    /// Sleeps for a clock tick, or until the control plane wants the queue.
+    #[cold]
+    fn pause(&mut self) {
+        self.ring.memory.leave();
+        self.bell.sleep_for(events::CONTROL, 1);
+    }
+
     fn sleep(&mut self, until: u32) {
         self.ring.stats.sleeps.add(1);
-        self.ring.memory.leave(self.ring.index);
+        self.ring.memory.leave();
         self.bell.sleep_until(until);
     }
 }
@@ -428,7 +435,7 @@ impl Running {
     fn settle(&mut self) {
         match &mut self.vq.path {
             Path::Rx(rx) => rx.release_packets(&self.backend.endpoint),
-            Path::Tx(tx) => tx.forget_flows(),
+            Path::Tx(tx) => tx.settle(),
         }
         let ring = &self.vq.ring;
         ring.stats.stop();
@@ -485,11 +492,12 @@ impl Running {
                 }
                 Next::AwaitChains => self.await_chains(user),
                 Next::AwaitBackend => self.await_backend(),
+                Next::Pause => self.vq.pause(),
             }
         }
         // The control plane reads and sets the cursor: nothing is taken ahead of it.
         self.vq.release_buffers();
-        self.vq.ring.memory.leave(self.vq.ring.index);
+        self.vq.ring.memory.leave();
     }
 
     #[inline]

@@ -24,6 +24,7 @@ use crate::{
         handoff::Handoff,
         kthread,
         mm::OwnerMm,
+        sched,
         task::{
             Body,
             ProcessThread,
@@ -41,8 +42,9 @@ use crate::{
     },
 };
 
-/// How long a close waits for a thread that hangs in a page fault of its owner's memory.
-const END_TIMEOUT_MS: u32 = 5000;
+/// How long after it was told to end a thread is waited for that hangs in a page fault of its owner's
+/// memory.
+const END_TIMEOUT_NS: u64 = 5_000_000_000;
 
 /// A thread that runs a queue whenever it is given one.
 pub(crate) struct Worker {
@@ -122,13 +124,17 @@ impl Worker {
         &self.handoff
     }
 
+    /// Tells the thread to end, without waiting for it.
+    pub(crate) fn tell_to_end(&self) {
+        self.handoff.tell_to_end();
+    }
+
     /// Ends the thread. The queue, if the thread had it.
     pub(crate) fn end(&self) -> Option<Running> {
-        self.handoff.end(
-            msecs_to_jiffies(END_TIMEOUT_MS)
-                .try_into()
-                .unwrap_or(c_long::MAX),
-        )
+        let until = self.handoff.tell_to_end() + END_TIMEOUT_NS;
+        let left = until.saturating_sub(sched::clock()) / 1_000_000;
+        let jiffies = msecs_to_jiffies(left.try_into().unwrap_or(0));
+        self.handoff.end(jiffies.try_into().unwrap_or(c_long::MAX))
     }
 }
 

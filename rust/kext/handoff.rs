@@ -13,7 +13,10 @@ use kernel::{
 };
 
 use super::{
-    sched::interrupted,
+    sched::{
+        clock,
+        interrupted, //
+    },
     wait::{
         Bell,
         WaitQueue, //
@@ -43,8 +46,8 @@ struct State<T> {
     place: Place<T>,
     /// The controller waits for the value.
     wanted: bool,
-    /// The thread is to end.
-    ending: bool,
+    /// Since when the thread is to end, if it is.
+    ending: Option<u64>,
     /// The thread has ended, or is about to and does nothing any more.
     ended: bool,
 }
@@ -65,7 +68,7 @@ impl<T: Send + Unpin> Handoff<T> {
             state <- new_spinlock!(State {
                 place: Place::Away,
                 wanted: false,
-                ending: false,
+                ending: None,
                 ended: false,
             }),
             changed <- WaitQueue::new(),
@@ -142,13 +145,20 @@ impl<T: Send + Unpin> Handoff<T> {
         }
     }
 
+    /// Tells the thread to end. Returns when it was told so first, by [`clock`].
+    pub(crate) fn tell_to_end(&self) -> u64 {
+        let now = clock();
+        let since = *self.state.lock().ending.get_or_insert(now);
+        self.bell.ring(events::CONTROL);
+        since
+    }
+
     /// Tells the thread to end, waits for it, and takes the value back.
     ///
     /// Waits for `jiffies` at the most: a thread that is held by a fault in someone's memory ends
     /// by itself later, and the value with it.
     pub(crate) fn end(&self, jiffies: c_long) -> Option<T> {
-        self.state.lock().ending = true;
-        self.bell.ring(events::CONTROL);
+        self.tell_to_end();
         self.changed
             .wait_timeout(jiffies, || {
                 let mut state = self.state.lock();
@@ -182,7 +192,7 @@ impl<T: Send + Unpin> Handoff<T> {
             self.bell.answer(events::CONTROL);
             {
                 let mut state = self.state.lock();
-                if state.ending {
+                if state.ending.is_some() {
                     return None;
                 }
                 // What is wanted back already stays for the controller to find.
@@ -202,7 +212,7 @@ impl<T: Send + Unpin> Handoff<T> {
 
     /// Whether the thread is to end.
     pub(crate) fn is_ending(&self) -> bool {
-        self.state.lock().ending
+        self.state.lock().ending.is_some()
     }
 
     /// Whether the value is to be given back. To be asked between batches, when the bell rings
@@ -210,7 +220,7 @@ impl<T: Send + Unpin> Handoff<T> {
     pub(crate) fn wanted(&self) -> bool {
         self.bell.answer(events::CONTROL);
         let state = self.state.lock();
-        state.wanted || state.ending
+        state.wanted || state.ending.is_some()
     }
 
     /// Gives the value back.

@@ -166,7 +166,7 @@ impl Inlet {
     #[inline]
     pub(super) fn receive(&self, packets: &mut Packets) -> usize {
         // SAFETY: By the type's invariant the ring is valid, and of a TAP's kind.
-        unsafe { packets.take(self.ring, false) }
+        unsafe { packets.take(self.ring) }
     }
 
     /// Takes one packet.

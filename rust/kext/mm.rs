@@ -39,13 +39,18 @@ impl OwnerMm {
     /// Access to this address space, for a thread of its process.
     pub(crate) fn as_current(&self) -> Option<UserMem<'_>> {
         // SAFETY: It is the current one, and stays so: a user thread does not change its address
-        // space inside one of our system calls, and the token does not leave the thread.
+        // space inside one of our system calls, and the token does not leave the thread. Nor does it
+        // leave [`Self::scope`], where a kernel thread may get one.
         self.is_current().then(|| unsafe { UserMem::new() })
     }
 
     /// Runs `body` in this address space. For kernel threads, which have none of their own;
-    /// `None` from any other.
-    pub(crate) fn scope<R>(&self, body: impl FnOnce(UserMem<'_>) -> R + Send) -> Option<R> {
+    /// `None` from any other. By its bounds the body lets out no token: those are neither `Send` nor,
+    /// as they borrow this value, `'static`.
+    pub(crate) fn scope<R: 'static>(
+        &self,
+        body: impl FnOnce(UserMem<'_>) -> R + Send,
+    ) -> Option<R> {
         // SAFETY: May be called anywhere.
         if current!().mm().is_some() || !unsafe { bindings::rvh_current_is_kthread() } {
             return None;

@@ -103,11 +103,7 @@ impl Packets {
     ///
     /// The ring must be valid, and hold packets as a TAP's does.
     #[inline]
-    pub(super) unsafe fn take(
-        &mut self,
-        ring: NonNull<bindings::ptr_ring>,
-        count_sent: bool,
-    ) -> usize {
+    pub(super) unsafe fn take(&mut self, ring: NonNull<bindings::ptr_ring>) -> usize {
         if !self.is_empty() {
             return 0;
         }
@@ -118,7 +114,6 @@ impl Packets {
                 ring.as_ptr(),
                 self.slots.as_mut_ptr().cast(),
                 RING_BATCH as c_int,
-                count_sent,
             )
         };
         self.head = 0;
@@ -126,6 +121,14 @@ impl Packets {
         // PANIC: the kernel returns no more than it was asked for.
         self.tail = usize::try_from(n).unwrap_or(0).min(RING_BATCH);
         self.len()
+    }
+
+    /// The packets, as the ring had them, and how many.
+    #[inline]
+    pub(super) fn raw(&mut self) -> (*mut *mut c_void, c_int) {
+        let slots = self.slots.get_mut(self.head..self.tail).unwrap_or(&mut []);
+        // CAST: at most `RING_BATCH`.
+        (slots.as_mut_ptr().cast(), slots.len() as c_int)
     }
 
     /// Puts what is left back to the front of the ring, in order. What finds no room is freed.

@@ -36,7 +36,7 @@ pub(crate) fn clock() -> u64 {
 }
 
 /// Looks for work until `found`, for `timeout` units of 1,024 ns at the most, or until someone
-/// else needs the CPU. Returns whether it was found.
+/// else needs the CPU, or this thread is [wanted elsewhere](interrupted). Returns whether it was found.
 pub(crate) fn poll(timeout: u32, mut found: impl FnMut() -> bool) -> bool {
     if timeout == 0 {
         return false;
@@ -48,7 +48,7 @@ pub(crate) fn poll(timeout: u32, mut found: impl FnMut() -> bool) -> bool {
             return true;
         }
         // SAFETY: May be called anywhere.
-        if unsafe { bindings::rvh_need_resched() } || now() > end {
+        if unsafe { bindings::rvh_need_resched() } || interrupted() || now() > end {
             return false;
         }
         // SAFETY: Tells the processor that this is a loop of waiting.

@@ -36,7 +36,7 @@ impl Taken {
     pub(super) unsafe fn from_ring(ring: NonNull<bindings::ptr_ring>) -> Option<Self> {
         let mut packet = ptr::null_mut();
         // SAFETY: By the function's contract; there is room for one pointer.
-        let n = unsafe { bindings::rvh_ring_consume(ring.as_ptr(), &mut packet, 1, false) };
+        let n = unsafe { bindings::rvh_ring_consume(ring.as_ptr(), &mut packet, 1) };
         let packet = NonNull::new(packet).filter(|_| n == 1)?;
         let mut info = bindings::rvh_packet::default();
         // SAFETY: The packet was taken just now, and there is one info.

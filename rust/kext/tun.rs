@@ -35,8 +35,6 @@ use super::{
 pub(crate) struct TapQueue {
     socket: Socket,
     ring: NonNull<bindings::ptr_ring>,
-    /// Whether the device leaves the count of packets sent to who takes them.
-    counts_sent: bool,
     taker: Taker,
 }
 
@@ -46,7 +44,7 @@ pub(crate) struct TapQueue {
 ///
 /// `Vtap` stands by the socket of such a device's queue.
 enum Taker {
-    /// The device of a TAP.
+    /// The device of a TAP, for what it takes.
     Tap(TapDevice),
     /// The device of a MacVTap or IPVTap, which its queue knows.
     Vtap,
@@ -54,7 +52,7 @@ enum Taker {
     Socket,
 }
 
-/// The device of a TAP.
+/// The device of a TAP, or of another TUN device.
 ///
 /// # Invariants
 ///
@@ -82,7 +80,6 @@ impl TapQueue {
                 bindings::tun_get_tx_ring(file.as_ptr()),
             )
         };
-        let counts_sent = tun.is_some();
         let taker = match tun {
             Some((sock, _)) => TapDevice::find(sock).map_or(Taker::Socket, Taker::Tap),
             // INVARIANT: If it is not that either, there is no socket.
@@ -102,7 +99,6 @@ impl TapQueue {
             socket: unsafe { Socket::new(file, sock) },
             // INVARIANT: So was the ring.
             ring,
-            counts_sent,
             taker,
         })
     }
@@ -182,7 +178,11 @@ impl TapQueue {
     #[inline]
     pub(crate) fn receive(&self, packets: &mut Packets) -> usize {
         // SAFETY: By the type's invariant the ring is valid.
-        unsafe { packets.take(self.ring, self.counts_sent) }
+        let n = unsafe { packets.take(self.ring) };
+        if let (Taker::Tap(device), 1..) = (&self.taker, n) {
+            device.count_sent(packets);
+        }
+        n
     }
 
     /// Puts what is left of `packets` back to the front of the ring, in order. What finds no
@@ -203,6 +203,15 @@ impl TapDevice {
         // INVARIANT: The slot was found in its private data.
         let dev = unsafe { NetDev::hold(dev) }.ok()?;
         Some(Self { dev, slot })
+    }
+
+    /// Counts packets that were taken from its ring as sent by it.
+    #[inline]
+    fn count_sent(&self, packets: &mut Packets) {
+        let (packets, count) = packets.raw();
+        // SAFETY: The device is there for the time of the call; so many packets are ours.
+        self.dev
+            .with(|dev| unsafe { bindings::rvh_tun_count_sent(dev.as_ptr(), packets, count) });
     }
 
     /// Whether it has several queues now.

@@ -256,14 +256,19 @@ impl Bell {
     /// [interrupted]. To be called by the bell's own thread, which costs
     /// nothing while it sleeps.
     pub(crate) fn sleep_until(&self, events: u32) {
-        loop {
+        self.sleep_for(events, MAX_WAIT);
+    }
+
+    /// The same, for `jiffies` at the most.
+    pub(crate) fn sleep_for(&self, events: u32, mut jiffies: c_long) {
+        while jiffies > 0 {
             // SAFETY: Says of this thread that it is about to sleep; undone below.
             unsafe { bindings::rvh_set_current_state(bindings::TASK_INTERRUPTIBLE) };
             if self.rung() & events != 0 || interrupted() {
                 break;
             }
             // SAFETY: This thread may sleep: it called a function that does.
-            unsafe { bindings::schedule() };
+            jiffies = unsafe { bindings::schedule_timeout(jiffies) };
         }
         // SAFETY: This thread runs.
         unsafe { bindings::rvh_set_current_state(bindings::TASK_RUNNING) };

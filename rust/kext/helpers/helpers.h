@@ -111,10 +111,11 @@ struct rvh_packet {
 	u8 header[24];	/* struct virtio_net_hdr, and what follows it for tunnels */
 };
 
-int rvh_ring_consume(struct ptr_ring *ring, void **packets, int max, bool count_sent);
+int rvh_ring_consume(struct ptr_ring *ring, void **packets, int max);
 void rvh_ring_free(void **packets, int count);
 void rvh_ring_unconsume(struct ptr_ring *ring, void **packets, int count);
 bool rvh_ring_empty(struct ptr_ring *ring);
+void rvh_tun_count_sent(struct net_device *dev, void **packets, int count);
 void rvh_packets_describe(void **packets, struct rvh_packet *infos, int count, bool tunnel,
 			  bool blank, bool hashed);
 int rvh_packet_to_iter(void *packet, const struct rvh_packet *info, struct iov_iter *iter);

@@ -24,15 +24,14 @@ bool rvh_dev_registered(struct net_device *dev)
 	return READ_ONCE(dev->reg_state) == NETREG_REGISTERED;
 }
 
-/* Where the private data of @dev, a TAP, holds @sk among its queues. */
+/* Where the private data of @dev, a TUN device, holds @sk among its queues. */
 static struct sock *const *rvh_tap_slot(struct net_device *dev, struct sock *sk)
 {
 	struct sock *const *slot = netdev_priv(dev);
 	struct sock *const *end = slot + dev->priv_len / sizeof(*slot);
 
-	/* Headers and counts that differ from a plain TAP's are not for us. */
 	if (!dev->rtnl_link_ops || strcmp(dev->rtnl_link_ops->kind, "tun") ||
-	    dev->type != ARPHRD_ETHER || dev->pcpu_stat_type != NETDEV_PCPU_STAT_TSTATS)
+	    dev->pcpu_stat_type != NETDEV_PCPU_STAT_TSTATS)
 		return NULL;
 	for (; slot < end; slot++)
 		if (READ_ONCE(*slot) == sk)
@@ -64,9 +63,6 @@ struct net_device *rvh_tap_find(struct socket *sock, struct sock *const **slot)
 	struct net_device *dev;
 	struct net *net;
 
-	/* Headers are little-endian unless somebody asks for another order, which is not seen here. */
-	if (IS_ENABLED(CONFIG_TUN_VNET_CROSS_LE) || IS_ENABLED(CONFIG_CPU_BIG_ENDIAN))
-		return NULL;
 	rcu_read_lock();
 	dev = rvh_tap_find_in(sock_net(sk), sk, slot);
 	if (!dev) {
@@ -86,9 +82,15 @@ bool rvh_tap_has_queues(struct net_device *dev)
 	return READ_ONCE(dev->real_num_tx_queues) > 1;
 }
 
-/* Whether packets from @sock, a queue of @dev, may pass it by: no XDP program, no NAPI. */
+/*
+ * Whether packets from @sock, a queue of @dev, may pass it by: a TAP without XDP program and NAPI.
+ * Headers are little-endian unless somebody asks for another order, which is not seen here.
+ */
 static bool rvh_tap_is_plain(struct net_device *dev, struct sock *sk, struct sock *const *slot)
 {
+	if (IS_ENABLED(CONFIG_TUN_VNET_CROSS_LE) || IS_ENABLED(CONFIG_CPU_BIG_ENDIAN) ||
+	    dev->type != ARPHRD_ETHER)
+		return false;
 	return READ_ONCE(*slot) == sk && list_empty(&dev->napi_list) && !sock_flag(sk, SOCK_XDP);
 }
 

@@ -5,40 +5,48 @@
 #include <linux/virtio_net.h>
 #include <helpers/helpers.h>
 
-/*
- * Takes packets and, for a TAP, counts them as sent by it, as its own read path does. A packet in
- * the ring keeps no reference to its device; but a device that goes away empties its rings and
- * then waits for RCU readers, so that under the lock the device of a packet just taken exists.
- */
-int rvh_ring_consume(struct ptr_ring *ring, void **packets, int max, bool count_sent)
+int rvh_ring_consume(struct ptr_ring *ring, void **packets, int max)
 {
-	struct net_device *dev = NULL;
-	unsigned int bytes = 0, count = 0;
-	int i, n;
-
-	rcu_read_lock();
-	n = ptr_ring_consume_batched(ring, packets, max);
-	for (i = 0; count_sent && i < n; i++) {
-		struct sk_buff *skb = packets[i];
-
-		if (tun_is_xdp_frame(packets[i]))
-			continue;
-		dev = skb->dev;
-		bytes += skb->len;
-		count++;
-	}
-	if (dev) {
-		preempt_disable();
-		dev_sw_netstats_tx_add(dev, count, bytes);
-		preempt_enable();
-	}
-	rcu_read_unlock();
-	return n;
+	return ptr_ring_consume_batched(ring, packets, max);
 }
 
+/*
+ * A packet in a ring keeps no reference to its device. One that is put back may outlive it, and is
+ * not to be counted twice: it belongs to no device any more.
+ */
 void rvh_ring_unconsume(struct ptr_ring *ring, void **packets, int count)
 {
+	int i;
+
+	for (i = 0; i < count; i++)
+		if (!tun_is_xdp_frame(packets[i]))
+			((struct sk_buff *)packets[i])->dev = NULL;
 	ptr_ring_unconsume(ring, packets, count, tun_ptr_free);
+}
+
+/*
+ * Counts packets that were taken from a ring as sent by @dev, as a TUN device's own read path does,
+ * if they are its own: @dev may be another one by now.
+ */
+void rvh_tun_count_sent(struct net_device *dev, void **packets, int count)
+{
+	unsigned int bytes = 0, sent = 0;
+	int i;
+
+	for (i = 0; i < count; i++) {
+		struct sk_buff *skb = packets[i];
+
+		if (tun_is_xdp_frame(packets[i])) {
+			bytes += tun_ptr_to_xdp(packets[i])->len;
+			sent++;
+		} else if (skb->dev == dev) {
+			bytes += skb->len + (skb_vlan_tag_present(skb) ? VLAN_HLEN : 0);
+			sent++;
+		}
+	}
+	preempt_disable();
+	dev_sw_netstats_tx_add(dev, sent, bytes);
+	preempt_enable();
 }
 
 bool rvh_ring_empty(struct ptr_ring *ring)
