@@ -46,6 +46,7 @@ use crate::{
         mem::Access,
         Error as CoreError,
     },
+    virtqueue::MAPPINGS,
 };
 
 /// What a queue asks user space for.
@@ -97,9 +98,6 @@ impl Presence {
         Ok(Arc::new(this, GFP_KERNEL)?)
     }
 }
-
-/// A mapping has changed: the queue's thread has to look, or goes on.
-pub(crate) const MAPPINGS: u32 = crate::kext::handoff::events::FIRST_OWN << 2;
 
 /// The IOTLB of one device. Without effect until it is switched on.
 #[pin_data]

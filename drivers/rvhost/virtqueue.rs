@@ -15,8 +15,7 @@ use crate::{
     guest::Memory,
     iotlb::{
         Iotlb,
-        Presence,
-        MAPPINGS, //
+        Presence, //
     },
     kext::{
         file::FileRef,
@@ -66,6 +65,8 @@ use crate::{
 const KICK: u32 = events::FIRST_OWN;
 /// The backend is ready.
 pub(crate) const BACKEND: u32 = events::FIRST_OWN << 1;
+/// A mapping has changed.
+pub(crate) const MAPPINGS: u32 = events::FIRST_OWN << 2;
 /// A packet that was sent from where it is was given back.
 const LOANS: u32 = events::FIRST_OWN << 3;
 /// What a queue's thread answers by looking.
