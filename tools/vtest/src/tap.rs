@@ -75,8 +75,17 @@ pub(crate) struct Tap {
 impl Tap {
     /// Opens a queue of the interface `name`, making it where it does not exist.
     pub(crate) fn open(name: &str, options: &TapOptions) -> Result<Self> {
-        let file = Self::open_unattached()?;
-        let mut req = net::ifreq(name)?;
+        let tap = Self {
+            file: Self::open_unattached()?,
+            name: name.to_owned(),
+        };
+        tap.make(options)?;
+        Ok(tap)
+    }
+
+    /// Makes the interface, where it does not exist or was deleted, and joins it.
+    pub(crate) fn make(&self, options: &TapOptions) -> Result<()> {
+        let mut req = net::ifreq(&self.name)?;
         let mut flags = libc::IFF_TAP | libc::IFF_NO_PI;
         if options.header != 0 {
             flags |= libc::IFF_VNET_HDR;
@@ -90,22 +99,17 @@ impl Tap {
         req.ifr_ifru.ifru_flags = flags as libc::c_short;
         // SAFETY: The fd is a tun file and `req` a valid ifreq.
         check("TUNSETIFF", unsafe {
-            ioctl_with_ref(&file, TUNSETIFF(), &req)
+            ioctl_with_ref(&self.file, TUNSETIFF(), &req)
         })?;
-        let tap = Self {
-            file,
-            name: name.to_owned(),
-        };
         if options.header != 0 {
-            tap.set_header(options.header)?;
+            self.set_header(options.header)?;
         }
-        tap.set_sndbuf(options.sndbuf)?;
-        tap.set_offloads(options.offloads)?;
+        self.set_sndbuf(options.sndbuf)?;
+        self.set_offloads(options.offloads)?;
         if let Some(mtu) = options.mtu {
-            net::set_mtu(name, mtu)?;
+            net::set_mtu(&self.name, mtu)?;
         }
-        net::set_up(name, true)?;
-        Ok(tap)
+        net::set_up(&self.name, true)
     }
 
     /// Makes a MacVTap or IPVTap on `parent` and opens it.

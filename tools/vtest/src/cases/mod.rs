@@ -49,6 +49,7 @@ mod owner;
 mod processes;
 mod random;
 mod restart;
+mod restart_waiting;
 mod shapes;
 mod sriov;
 mod stats;
@@ -132,6 +133,7 @@ pub(crate) fn all() -> Vec<Case> {
     compat32::register(&mut table);
     worker::register(&mut table);
     restart::register(&mut table);
+    restart_waiting::register(&mut table);
     xdp::register(&mut table);
     stats::register(&mut table);
     log::register(&mut table);
