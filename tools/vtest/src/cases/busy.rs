@@ -47,7 +47,7 @@ pub(super) fn register(table: &mut Table) {
 }
 
 /// Units of 1,024 ns.
-fn set(raw: Raw, index: usize, timeout: u32) -> Result<()> {
+pub(super) fn set(raw: Raw, index: usize, timeout: u32) -> Result<()> {
     let state = VringState {
         index: index as u32,
         num: timeout,

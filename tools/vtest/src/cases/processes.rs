@@ -134,6 +134,15 @@ impl Cgroup {
         let file = self.root.join(&self.name).join("cgroup.freeze");
         Ok(fs::write(file, if frozen { "1" } else { "0" })?)
     }
+
+    /// Waits until the kernel says that all who are in it are frozen.
+    pub(super) fn wait_frozen(&self, limit: Duration) -> Result<()> {
+        let file = self.root.join(&self.name).join("cgroup.events");
+        poll::wait_at_most(limit, "the control group to freeze", || {
+            let events = fs::read_to_string(&file)?;
+            Ok(events.contains("frozen 1").then_some(()))
+        })
+    }
 }
 
 impl Drop for Cgroup {

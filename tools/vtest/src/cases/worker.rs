@@ -14,6 +14,7 @@ use anyhow::Result;
 use vhost::VhostBackend;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::busy;
 use super::processes::expect_foreign;
 use super::processes::threads;
 use super::processes::threads_named;
@@ -24,6 +25,7 @@ use crate::case::Module;
 use crate::case::Table;
 use crate::device;
 use crate::device::VhostNet;
+use crate::device::RX;
 use crate::errno::Errno;
 use crate::frame::NetHdr;
 use crate::ioctl;
@@ -76,6 +78,18 @@ pub(super) fn register(table: &mut Table) {
             move |ctx| frozen(ctx, fork),
         );
     }
+    table.add(
+        "worker::owner_stopped_and_continued_while_its_threads_poll",
+        stopped_polling,
+    );
+    table.add(
+        "worker::owner_killed_while_its_threads_poll",
+        killed_polling,
+    );
+    table.add(
+        "worker::owner_frozen_and_thawed_while_its_threads_poll",
+        frozen_polling,
+    );
     table.add("worker::owners_threads_nice_and_cpus", |ctx| {
         inherited(ctx, OWNER, true)
     });
@@ -236,18 +250,33 @@ struct Elsewhere {
 impl Elsewhere {
     /// The child waits with buffers posted; it ends when told to.
     fn new(ctx: &Ctx, fork: u8) -> Result<Self> {
+        Self::with(ctx, fork, 0)
+    }
+
+    /// As such, with threads of the owner's, of which one looks for packets without end, on a CPU
+    /// that it has for itself.
+    fn polling(ctx: &Ctx) -> Result<Self> {
+        stay_on(1);
+        Self::with(ctx, OWNER, u32::MAX)
+    }
+
+    fn with(ctx: &Ctx, fork: u8, busyloop: u32) -> Result<Self> {
         let mem = Memory::new()?;
         let vhost = VhostNet::open(&ctx.device, &mem)?;
         let copy = vhost.file().try_clone().context("dup")?;
         let call = EventFd::new(libc::EFD_NONBLOCK).context("eventfd")?;
         let theirs = call.try_clone().context("dup")?;
         let owner = Child::spawn(|inside| {
+            if busyloop != 0 {
+                stay_on(0);
+            }
             set(vhost.raw(), fork)?;
             vhost.set_owner()?;
             let mut vmm = Setup::new().on(vhost, mem, ctx)?;
             vmm.rx.call = theirs;
             vmm.vhost.set_vring_call(0, &vmm.rx.call)?;
             vmm.post_rx(100, &[2048])?;
+            busy::set(vmm.vhost.raw(), RX, busyloop)?;
             inside.ready()?;
             inside.wait()
         })?;
@@ -271,6 +300,43 @@ impl Elsewhere {
         poll::take_signals(&self.call);
         Ok(came)
     }
+
+    /// Has the device deliver something, after which it looks for more.
+    fn carries(&self) -> Result<()> {
+        self.send()?;
+        expect("delivered", self.delivers(poll::PATIENCE)?, true)
+    }
+
+    /// The device delivers nothing.
+    fn rests(&self) -> Result<()> {
+        self.send()?;
+        let came = self.delivers(Duration::from_millis(50))?;
+        expect("delivered while it rests", came, false)
+    }
+
+    /// Waits until the device's threads, of which there are some, are in a state as /proc names it.
+    fn wait_threads(&self, state: char) -> Result<()> {
+        let prefix = format!("vhost-{}", self.owner.pid());
+        poll::wait_at_most(MOMENT, &format!("threads in state {state}"), || {
+            let all = threads(&prefix)?;
+            let there = all.iter().all(|(_, folder)| {
+                let stat = fs::read_to_string(folder.join("stat")).unwrap_or_default();
+                let behind = stat.rsplit(')').next().unwrap_or("");
+                behind.trim_start().starts_with(state)
+            });
+            Ok((there && !all.is_empty()).then_some(()))
+        })
+    }
+}
+
+/// Binds this process, and whom it makes from now on, to a CPU, if there is that one.
+fn stay_on(cpu: usize) {
+    // SAFETY: All zeroes are an empty set, which has room for the CPU; the call reads it.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
+    }
 }
 
 fn stopped(ctx: &Ctx, fork: u8) -> Result<()> {
@@ -293,6 +359,53 @@ fn stopped(ctx: &Ctx, fork: u8) -> Result<()> {
     )?;
     there.owner.signal(libc::SIGCONT)?;
     if fork == OWNER {
+        expect("delivered then", there.delivers(poll::PATIENCE)?, true)?;
+    }
+    there.owner.finish()
+}
+
+/// Threads of the owner's look out for what becomes of it.
+fn stopped_polling(ctx: &Ctx) -> Result<()> {
+    let there = Elsewhere::polling(ctx)?;
+    for _ in 0..5 {
+        there.carries()?;
+        there.owner.signal(libc::SIGSTOP)?;
+        there.wait_threads('T')?;
+        there.rests()?;
+        there.owner.signal(libc::SIGCONT)?;
+        expect("delivered then", there.delivers(poll::PATIENCE)?, true)?;
+    }
+    there.owner.finish()
+}
+
+fn killed_polling(ctx: &Ctx) -> Result<()> {
+    for _ in 0..3 {
+        let there = Elsewhere::polling(ctx)?;
+        there.carries()?;
+        there.owner.signal(libc::SIGKILL)?;
+        let prefix = format!("vhost-{}", there.owner.pid());
+        poll::wait_at_most(MOMENT, "the threads to end", || {
+            Ok(threads_named(&prefix)?.is_empty().then_some(()))
+        })?;
+        there.owner.wait_state('Z')?;
+        there.rests()?;
+        expect_foreign(Raw::of(&there.copy))?;
+        drop(there);
+        net::wait_gone("vt0")?;
+    }
+    Ok(())
+}
+
+fn frozen_polling(ctx: &Ctx) -> Result<()> {
+    let cgroup = Cgroup::enter()?;
+    let there = Elsewhere::polling(ctx)?;
+    cgroup.leave()?;
+    for _ in 0..5 {
+        there.carries()?;
+        cgroup.freeze(true)?;
+        cgroup.wait_frozen(MOMENT)?;
+        there.rests()?;
+        cgroup.freeze(false)?;
         expect("delivered then", there.delivers(poll::PATIENCE)?, true)?;
     }
     there.owner.finish()
