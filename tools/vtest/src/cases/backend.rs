@@ -4,12 +4,16 @@
 //! and what happens to it meanwhile.
 
 use std::os::fd::AsRawFd;
+use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::ensure;
 use anyhow::Context;
 use anyhow::Result;
 use vhost::net::VhostNet;
 
+use super::netdev::tool;
+use super::netdev_waits::arrive;
 use crate::case::Ctx;
 use crate::case::Table;
 use crate::device::feature;
@@ -70,6 +74,10 @@ pub(super) fn register(table: &mut Table) {
         on_socket(ctx, 0, Wire::open)
     });
     table.add("backend::rx_on_a_tap_and_tx_on_a_packet_socket", mixed);
+    table.add(
+        "backend::packet_socket_whose_device_is_full_sends_all",
+        full_device,
+    );
     for (name, bits) in [("guest", 2), ("host", 8)] {
         table.add(
             format!("backend::tunnel_bit_of_the_{name}_makes_headers_24_bytes"),
@@ -201,6 +209,46 @@ fn on_socket(ctx: &Ctx, features: u64, open: fn(&str) -> Result<Wire>) -> Result
     }
     drop(socket);
     sizes(&mut vmm)
+}
+
+/// The discipline takes three packets, lets them out at 8 Mbit/s, and says ENOBUFS to others: these
+/// are tried again. They come in any order, as it sends from more than one CPU.
+fn full_device(ctx: &Ctx) -> Result<()> {
+    let mut vmm = Setup::new()
+        .features(V1 | feature::NET_HDR)
+        .stopped()
+        .build(ctx)?;
+    pair()?;
+    let shape = [
+        "qdisc", "replace", "dev", NEAR, "root", "tbf", "rate", "8mbit", "burst", "2k", "limit",
+        "3500",
+    ];
+    tool("tc", &shape)?;
+    let socket = Wire::headerless(NEAR)?;
+    vmm.wire = Wire::open(FAR)?;
+    for index in [0, 1] {
+        let seen = vmm.vhost.raw().set_backend(index, socket.as_raw_fd());
+        expect("SET_BACKEND", seen, Ok(0))?;
+    }
+    vmm.post_rx(8, &[2048])?;
+    let began = Instant::now();
+    let mut frames = Vec::new();
+    for _ in 0..60 {
+        let frame = vmm.tx_frames.plain(1000);
+        vmm.queue_tx(&NetHdr::default(), &frame, &Split::Whole)?;
+        frames.push(frame);
+    }
+    vmm.tx.flush()?;
+    // The other direction goes on.
+    vmm.check_rx(100)?;
+    arrive(&vmm.wire, frames.iter().map(Vec::as_slice).collect())?;
+    let took = began.elapsed();
+    ensure!(
+        took > Duration::from_millis(40),
+        "the device was never full: it took {took:?}"
+    );
+    expect("chains given back", vmm.tx.drain()?.len(), frames.len())?;
+    vmm.check_quiet()
 }
 
 fn mixed(ctx: &Ctx) -> Result<()> {

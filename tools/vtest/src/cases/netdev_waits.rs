@@ -106,7 +106,7 @@ fn all_arrive(vmm: &mut Vmm, frames: &[Vec<u8>]) -> Result<()> {
 }
 
 /// These arrive, each once, and no others before the last of them.
-fn arrive(wire: &Wire, mut missing: HashSet<&[u8]>) -> Result<()> {
+pub(super) fn arrive(wire: &Wire, mut missing: HashSet<&[u8]>) -> Result<()> {
     while !missing.is_empty() {
         let (_, frame) = wire
             .recv()
