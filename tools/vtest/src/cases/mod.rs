@@ -49,6 +49,7 @@ mod owner;
 mod processes;
 mod random;
 mod restart;
+mod refused;
 mod restart_waiting;
 mod shapes;
 mod sriov;
@@ -115,6 +116,7 @@ pub(crate) fn all() -> Vec<Case> {
     bad_tx::register(&mut table);
     bad_rx::register(&mut table);
     memory::register(&mut table);
+    refused::register(&mut table);
     multi::register(&mut table);
     processes::register(&mut table);
     backend::register(&mut table);

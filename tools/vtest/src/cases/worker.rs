@@ -42,8 +42,8 @@ use crate::wire::Wire;
 
 const ENOMEM: Outcome = Err(Errno(libc::ENOMEM));
 /// Whose threads: the kernel's, the owner's.
-const KERNEL: u8 = 0;
-const OWNER: u8 = 1;
+pub(super) const KERNEL: u8 = 0;
+pub(super) const OWNER: u8 = 1;
 /// Long enough for a packet that is not held up.
 const MOMENT: Duration = Duration::from_millis(500);
 
@@ -137,7 +137,7 @@ fn parameter(ctx: &Ctx) -> Result<u8> {
 }
 
 /// A device of this process with such threads.
-fn owned(ctx: &Ctx, fork: u8) -> Result<(VhostNet, Memory)> {
+pub(super) fn owned(ctx: &Ctx, fork: u8) -> Result<(VhostNet, Memory)> {
     let mem = Memory::new()?;
     let vhost = VhostNet::open(&ctx.device, &mem)?;
     set(vhost.raw(), fork)?;
