@@ -182,10 +182,19 @@ pub(super) fn wait_miss(vmm: &Vmm) -> Result<Message> {
 /// A stopped device whose ring addresses are I/O virtual ones, equal to
 /// guest-physical ones.
 pub(super) fn translated(ctx: &Ctx) -> Result<Vmm> {
-    let vmm = Setup::new()
+    let vmm = translating().build(ctx)?;
+    translate(&vmm)?;
+    Ok(vmm)
+}
+
+/// What [`translated`] is built from; [`translate`] does the rest.
+pub(super) fn translating() -> Setup {
+    Setup::new()
         .features(feature::VERSION_1 | feature::ACCESS_PLATFORM)
         .stopped()
-        .build(ctx)?;
+}
+
+pub(super) fn translate(vmm: &Vmm) -> Result<()> {
     let raw = vmm.vhost.raw();
     expect(
         "SET_BACKEND_FEATURES",
@@ -204,7 +213,7 @@ pub(super) fn translated(ctx: &Ctx) -> Result<Vmm> {
         };
         expect("SET_VRING_ADDR", raw.set_vring_addr(&addr), Ok(0))?;
     }
-    Ok(vmm)
+    Ok(())
 }
 
 fn read_without(ctx: &Ctx) -> Result<()> {
