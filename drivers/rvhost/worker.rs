@@ -43,8 +43,9 @@ use crate::{
 };
 
 /// How long after it was told to end a thread is waited for that hangs in a page fault of its owner's
-/// memory.
+/// memory; and by a process that is being killed, or ends.
 const END_TIMEOUT_NS: u64 = 5_000_000_000;
+const DYING_TIMEOUT_NS: u64 = 500_000_000;
 
 /// A thread that runs a queue whenever it is given one.
 pub(crate) struct Worker {
@@ -131,7 +132,11 @@ impl Worker {
 
     /// Ends the thread. The queue, if the thread had it.
     pub(crate) fn end(&self) -> Option<Running> {
-        let until = self.handoff.tell_to_end() + END_TIMEOUT_NS;
+        let timeout = match sched::is_dying() {
+            true => DYING_TIMEOUT_NS,
+            false => END_TIMEOUT_NS,
+        };
+        let until = self.handoff.tell_to_end().saturating_add(timeout);
         let left = until.saturating_sub(sched::clock()) / 1_000_000;
         let jiffies = msecs_to_jiffies(left.try_into().unwrap_or(0));
         self.handoff.end(jiffies.try_into().unwrap_or(c_long::MAX))

@@ -155,8 +155,8 @@ impl<T: Send + Unpin> Handoff<T> {
 
     /// Tells the thread to end, waits for it, and takes the value back.
     ///
-    /// Waits for `jiffies` at the most: a thread that is held by a fault in someone's memory ends
-    /// by itself later, and the value with it.
+    /// Waits for `jiffies` at the most, or until the caller is killed: a thread that is held by a fault
+    /// in someone's memory ends by itself later, and the value with it.
     pub(crate) fn end(&self, jiffies: c_long) -> Option<T> {
         self.tell_to_end();
         self.changed

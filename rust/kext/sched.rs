@@ -28,6 +28,12 @@ pub(crate) fn interrupted() -> bool {
     unsafe { bindings::rvh_signal_pending() }
 }
 
+/// Whether the calling process is being killed, or ends.
+pub(crate) fn is_dying() -> bool {
+    // SAFETY: May be called anywhere.
+    unsafe { bindings::rvh_is_dying() }
+}
+
 /// A clock, in nanoseconds: for differences on one CPU, and rough ones between CPUs.
 #[inline]
 pub(crate) fn clock() -> u64 {

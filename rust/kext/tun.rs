@@ -180,7 +180,7 @@ impl TapQueue {
         // SAFETY: By the type's invariant the ring is valid.
         let n = unsafe { packets.take(self.ring) };
         if let (Taker::Tap(device), 1..) = (&self.taker, n) {
-            device.count_sent(packets);
+            device.count_sent(packets, false);
         }
         n
     }
@@ -188,6 +188,9 @@ impl TapQueue {
     /// Puts what is left of `packets` back to the front of the ring, in order. What finds no
     /// room is freed.
     pub(crate) fn put_back(&self, packets: &mut Packets) {
+        if let Taker::Tap(device) = &self.taker {
+            device.count_sent(packets, true);
+        }
         // SAFETY: By the type's invariant the ring is valid.
         unsafe { packets.put_back(self.ring) }
     }
@@ -205,13 +208,14 @@ impl TapDevice {
         Some(Self { dev, slot })
     }
 
-    /// Counts packets that were taken from its ring as sent by it.
+    /// Counts packets that were taken from its ring as sent by it, or no more if they go `back`.
     #[inline]
-    fn count_sent(&self, packets: &mut Packets) {
+    fn count_sent(&self, packets: &mut Packets, back: bool) {
         let (packets, count) = packets.raw();
         // SAFETY: The device is there for the time of the call; so many packets are ours.
-        self.dev
-            .with(|dev| unsafe { bindings::rvh_tun_count_sent(dev.as_ptr(), packets, count) });
+        self.dev.with(|dev| unsafe {
+            bindings::rvh_tun_count_sent(dev.as_ptr(), packets, count, back);
+        });
     }
 
     /// Whether it has several queues now.

@@ -85,7 +85,7 @@ impl WaitQueue {
         }
     }
 
-    /// Waits until `done` returns a value, for `jiffies` at the most, signals or not.
+    /// Waits until `done` returns a value, for `jiffies` at the most, or until the caller is killed.
     ///
     /// `done` must not sleep.
     pub(crate) fn wait_timeout<T>(
@@ -93,7 +93,7 @@ impl WaitQueue {
         jiffies: c_long,
         done: impl FnMut() -> Option<T>,
     ) -> Option<T> {
-        self.wait(bindings::RVH_TASK_UNINTERRUPTIBLE, jiffies, done)
+        self.wait(bindings::RVH_TASK_KILLABLE, jiffies, done)
     }
 
     /// Waits until `done` returns a value; `ERESTARTSYS` if a signal comes first.

@@ -33,6 +33,7 @@ void rvh_module_put_and_exit(void) __noreturn;
 void rvh_inherit_nice(struct task_struct *task);
 void rvh_set_current_state(unsigned int state);
 bool rvh_fatal_signal_pending(void);
+bool rvh_is_dying(void);
 bool rvh_signal_pending(void);
 u64 rvh_local_clock(void);
 bool rvh_current_is_kthread(void);
@@ -115,7 +116,7 @@ int rvh_ring_consume(struct ptr_ring *ring, void **packets, int max);
 void rvh_ring_free(void **packets, int count);
 void rvh_ring_unconsume(struct ptr_ring *ring, void **packets, int count);
 bool rvh_ring_empty(struct ptr_ring *ring);
-void rvh_tun_count_sent(struct net_device *dev, void **packets, int count);
+void rvh_tun_count_sent(struct net_device *dev, void **packets, int count, bool back);
 void rvh_packets_describe(void **packets, struct rvh_packet *infos, int count, bool tunnel,
 			  bool blank, bool hashed);
 int rvh_packet_to_iter(void *packet, const struct rvh_packet *info, struct iov_iter *iter);

@@ -38,6 +38,11 @@ bool rvh_fatal_signal_pending(void)
 	return fatal_signal_pending(current);
 }
 
+bool rvh_is_dying(void)
+{
+	return current->flags & PF_EXITING || fatal_signal_pending(current);
+}
+
 bool rvh_signal_pending(void)
 {
 	return signal_pending(current);

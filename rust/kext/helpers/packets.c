@@ -10,27 +10,20 @@ int rvh_ring_consume(struct ptr_ring *ring, void **packets, int max)
 	return ptr_ring_consume_batched(ring, packets, max);
 }
 
-/*
- * A packet in a ring keeps no reference to its device. One that is put back may outlive it, and is
- * not to be counted twice: it belongs to no device any more.
- */
 void rvh_ring_unconsume(struct ptr_ring *ring, void **packets, int count)
 {
-	int i;
-
-	for (i = 0; i < count; i++)
-		if (!tun_is_xdp_frame(packets[i]))
-			((struct sk_buff *)packets[i])->dev = NULL;
 	ptr_ring_unconsume(ring, packets, count, tun_ptr_free);
 }
 
 /*
- * Counts packets that were taken from a ring as sent by @dev, as a TUN device's own read path does,
- * if they are its own: @dev may be another one by now.
+ * Counts packets that were taken from a ring as sent by @dev, as a TUN device's own read path does, or
+ * no more if they are to be put @back. A packet in a ring keeps no reference to its device, which may
+ * be gone, and @dev another one.
  */
-void rvh_tun_count_sent(struct net_device *dev, void **packets, int count)
+void rvh_tun_count_sent(struct net_device *dev, void **packets, int count, bool back)
 {
-	unsigned int bytes = 0, sent = 0;
+	unsigned long bytes = 0, sent = 0;
+	struct pcpu_sw_netstats *stats;
 	int i;
 
 	for (i = 0; i < count; i++) {
@@ -45,7 +38,11 @@ void rvh_tun_count_sent(struct net_device *dev, void **packets, int count)
 		}
 	}
 	preempt_disable();
-	dev_sw_netstats_tx_add(dev, sent, bytes);
+	stats = this_cpu_ptr(dev->tstats);
+	u64_stats_update_begin(&stats->syncp);
+	u64_stats_add(&stats->tx_packets, back ? -sent : sent);
+	u64_stats_add(&stats->tx_bytes, back ? -bytes : bytes);
+	u64_stats_update_end(&stats->syncp);
 	preempt_enable();
 }
 
