@@ -9,6 +9,7 @@ use crate::case::Better;
 /// The rows, in the order of the document.
 pub(crate) const ROWS: &[&Better] = &[
     &TX_SPIN,
+    &TX_FILTERED,
     &TX_LEAK,
     &RX_LEAK,
     &RX_REWIND,
@@ -224,6 +225,17 @@ pub(crate) const OWNER_LIMIT: Better = Better {
     rust: "succeeds, as the threads are the kernel's, unless it says 1",
     why: "what failed does not fail; /sys/module/rvhost_net/parameters/fork_from_owner_default \
           brings C's default",
+};
+
+/// `backend::packet_socket_behind_a_filter_that_drops_goes_on`.
+pub(crate) const TX_FILTERED: Better = Better {
+    when: "packet to a packet socket whose device drops it, by a filter or for want of memory",
+    c: "retried for ever at full CPU load; the queue is blocked until \
+        the device takes it",
+    rust:
+        "retried for a second or a few, with sleeps in between; then dropped and counted, and so \
+           are those behind it until the device takes one",
+    why: "a VMM sees packets lost that its host was told to drop",
 };
 
 /// Control calls on a queue that polls busily.

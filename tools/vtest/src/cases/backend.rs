@@ -14,7 +14,10 @@ use vhost::net::VhostNet;
 
 use super::netdev::tool;
 use super::netdev_waits::arrive;
+use crate::better;
+use crate::case::skip;
 use crate::case::Ctx;
+use crate::case::Module;
 use crate::case::Table;
 use crate::device::feature;
 use crate::device::RX;
@@ -77,6 +80,14 @@ pub(super) fn register(table: &mut Table) {
     table.add(
         "backend::packet_socket_whose_device_is_full_sends_all",
         full_device,
+    );
+    table.add_better(
+        "backend::packet_socket_behind_a_filter_that_drops_goes_on",
+        better::TX_FILTERED,
+        |ctx| match ctx.module {
+            Module::C => skip(better::TX_FILTERED.c),
+            Module::Rust => filtered(ctx),
+        },
     );
     for (name, bits) in [("guest", 2), ("host", 8)] {
         table.add(
@@ -198,6 +209,11 @@ fn macvtap_down(ctx: &Ctx) -> Result<()> {
 }
 
 fn on_socket(ctx: &Ctx, features: u64, open: fn(&str) -> Result<Wire>) -> Result<()> {
+    sizes(&mut on_pair(ctx, features, open)?)
+}
+
+/// Both queues on a packet socket on one end of a pair; the wire is the other end.
+fn on_pair(ctx: &Ctx, features: u64, open: fn(&str) -> Result<Wire>) -> Result<Vmm> {
     let mut vmm = Setup::new().features(features).stopped().build(ctx)?;
     pair()?;
     let socket = open(NEAR)?;
@@ -207,29 +223,47 @@ fn on_socket(ctx: &Ctx, features: u64, open: fn(&str) -> Result<Wire>) -> Result
         let seen = raw.set_backend(index, socket.as_raw_fd());
         expect("SET_BACKEND", seen, Ok(0))?;
     }
-    drop(socket);
-    sizes(&mut vmm)
+    Ok(vmm)
+}
+
+/// To a packet socket a filter says what a full device says. What it drops is not waited for, and
+/// what comes when it is gone is sent.
+fn filtered(ctx: &Ctx) -> Result<()> {
+    let mut vmm = on_pair(ctx, V1 | feature::NET_HDR, Wire::headerless)?;
+    tool("tc", &["qdisc", "add", "dev", NEAR, "clsact"])?;
+    tool(
+        "tc",
+        &[
+            "filter", "add", "dev", NEAR, "egress", "matchall", "action", "drop",
+        ],
+    )?;
+    for _ in 0..20 {
+        let dropped = vmm.tx_frames.plain(100);
+        vmm.queue_tx(&NetHdr::default(), &dropped, &Split::Whole)?;
+    }
+    vmm.tx.flush()?;
+    let mut used = 0;
+    poll::wait_at_most(Duration::from_secs(20), "the chains", || {
+        used += vmm.tx.drain()?.len();
+        Ok((used == 20).then_some(()))
+    })?;
+    tool("tc", &["qdisc", "del", "dev", NEAR, "clsact"])?;
+    for _ in 0..3 {
+        vmm.check_tx(200, &Split::Whole)?;
+    }
+    vmm.check_rx(100)?;
+    vmm.check_quiet()
 }
 
 /// The discipline takes three packets, lets them out at 8 Mbit/s, and says ENOBUFS to others: these
 /// are tried again. They come in any order, as it sends from more than one CPU.
 fn full_device(ctx: &Ctx) -> Result<()> {
-    let mut vmm = Setup::new()
-        .features(V1 | feature::NET_HDR)
-        .stopped()
-        .build(ctx)?;
-    pair()?;
+    let mut vmm = on_pair(ctx, V1 | feature::NET_HDR, Wire::headerless)?;
     let shape = [
         "qdisc", "replace", "dev", NEAR, "root", "tbf", "rate", "8mbit", "burst", "2k", "limit",
         "3500",
     ];
     tool("tc", &shape)?;
-    let socket = Wire::headerless(NEAR)?;
-    vmm.wire = Wire::open(FAR)?;
-    for index in [0, 1] {
-        let seen = vmm.vhost.raw().set_backend(index, socket.as_raw_fd());
-        expect("SET_BACKEND", seen, Ok(0))?;
-    }
     vmm.post_rx(8, &[2048])?;
     let began = Instant::now();
     let mut frames = Vec::new();
