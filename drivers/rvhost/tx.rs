@@ -3,7 +3,8 @@
 
 use kernel::{
     prelude::*,
-    sync::Arc, //
+    sync::Arc,
+    time::msecs_to_jiffies, //
 };
 
 use crate::{
@@ -54,8 +55,8 @@ const MIN_LOAN: usize = 4096;
 /// What a packet takes of a limit to what is in flight, beyond its own bytes.
 const OVERHEAD: usize = 768;
 
-/// How often a packet for which the backend has no memory is tried again, a clock tick later each time.
-const MAX_PAUSES: u32 = 1000;
+/// For how long a packet for which the backend has no memory is tried again, after each clock tick.
+const MAX_PAUSE_MS: u32 = 1000;
 
 /// What transmission needs while it runs.
 pub(crate) struct Tx {
@@ -65,7 +66,7 @@ pub(crate) struct Tx {
     /// How many of those could not be written yet, though their packets are gone.
     unwritten: usize,
     /// How often the backend had no memory for a packet, since it last had.
-    pauses: u32,
+    pauses: usize,
     /// Packets that the stack reads where they are, if it may.
     loans: Option<Loans>,
     /// How many packets could have been lent lately, and how many of those that were lent were
@@ -333,7 +334,10 @@ impl Tx {
             }
             Err(e) if e == EAGAIN => Sent::Full,
             // A filter that drops says the same of each packet, for ever: it is not waited for.
-            Err(e) if (e == errno::enobufs() || e == ENOMEM) && self.pauses < MAX_PAUSES => {
+            Err(e)
+                if (e == errno::enobufs() || e == ENOMEM)
+                    && self.pauses < msecs_to_jiffies(MAX_PAUSE_MS) =>
+            {
                 self.pauses += 1;
                 Sent::NoMemory
             }

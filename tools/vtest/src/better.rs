@@ -233,7 +233,7 @@ pub(crate) const TX_FILTERED: Better = Better {
     c: "retried for ever at full CPU load; the queue is blocked until \
         the device takes it",
     rust:
-        "retried for a second or a few, with sleeps in between; then dropped and counted, and so \
+        "retried for a second or two, with sleeps in between; then dropped and counted, and so \
            are those behind it until the device takes one",
     why: "a VMM sees packets lost that its host was told to drop",
 };

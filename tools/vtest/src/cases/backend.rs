@@ -251,6 +251,7 @@ fn filtered(ctx: &Ctx) -> Result<()> {
     for _ in 0..3 {
         vmm.check_tx(200, &Split::Whole)?;
     }
+    vmm.post_rx(1, &[2048])?;
     vmm.check_rx(100)?;
     vmm.check_quiet()
 }
