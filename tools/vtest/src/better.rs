@@ -232,8 +232,7 @@ pub(crate) const TX_FILTERED: Better = Better {
     when: "packet to a packet socket whose device drops it, by a filter or for want of memory",
     c: "retried for ever at full CPU load; the queue is blocked until \
         the device takes it",
-    rust:
-        "retried for a second or two, with sleeps in between; then dropped and counted, and so \
+    rust: "retried for a second or two, with sleeps in between; then dropped and counted, and so \
            are those behind it until the device takes one",
     why: "a VMM sees packets lost that its host was told to drop",
 };
@@ -258,8 +257,8 @@ pub(crate) const KERNEL_SCHED: Better = Better {
 
 /// Control calls that wait for a page of the owner's.
 pub(crate) const WAIT_KILLABLE: Better = Better {
-    when: "control call on a queue whose kernel thread waits for a page of the owner's memory",
-    c: "waits uninterruptibly: the owner cannot be killed",
-    rust: "the owner can be killed",
+    when: "control call on a queue, or end of a device, whose thread waits for a page of the owner's memory",
+    c: "waits for the page: the owner of kernel threads cannot be killed",
+    rust: "the owner can be killed; an end waits for five seconds, and the thread goes when the page comes",
     why: "the call returns the same when the page comes",
 };

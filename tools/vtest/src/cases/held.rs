@@ -67,8 +67,9 @@ pub(super) fn register(table: &mut Table) {
         );
     }
     for (name, index) in [("rx", RX), ("tx", TX)] {
-        table.add(
+        table.add_better(
             format!("iotlb::invalidate_waits_though_a_former_owners_{name}_queue_ends"),
+            better::WAIT_KILLABLE,
             move |ctx| former(ctx, index),
         );
     }
