@@ -3,14 +3,13 @@
 
 use kernel::{
     prelude::*,
-    sync::Arc,
-    time::msecs_to_jiffies, //
+    sync::Arc, //
 };
 
 use crate::{
     backend::Endpoint,
     kext::{
-        errno, param,
+        errno, param, sched,
         usermem::UserMem,
         wait::Bell,
         xdp::{
@@ -55,8 +54,9 @@ const MIN_LOAN: usize = 4096;
 /// What a packet takes of a limit to what is in flight, beyond its own bytes.
 const OVERHEAD: usize = 768;
 
-/// For how long a packet for which the backend has no memory is tried again, after each clock tick.
-const MAX_PAUSE_MS: u32 = 1000;
+/// For how long packets for which a packet socket's device has no room are tried again, after each clock
+/// tick.
+const MAX_PAUSE_NS: u64 = 1_000_000_000;
 
 /// What transmission needs while it runs.
 pub(crate) struct Tx {
@@ -65,8 +65,8 @@ pub(crate) struct Tx {
     used: KVec<UsedElem>,
     /// How many of those could not be written yet, though their packets are gone.
     unwritten: usize,
-    /// How often the backend had no memory for a packet, since it last had.
-    pauses: usize,
+    /// Since when the backend has had no room.
+    full_since: Option<u64>,
     /// Packets that the stack reads where they are, if it may.
     loans: Option<Loans>,
     /// How many packets could have been lent lately, and how many of those that were lent were
@@ -83,8 +83,8 @@ enum Sent {
     Lent,
     /// The backend's buffer is full: the packet must be sent later.
     Full,
-    /// The backend has no memory for it, and will not tell when it has: likewise.
-    NoMemory,
+    /// The backend has no room for it, and will not tell when it has: likewise.
+    NoRoom,
 }
 
 impl Tx {
@@ -105,7 +105,7 @@ impl Tx {
             batch: TxBatch::new()?,
             used: KVec::from_elem([0; USED_BYTES], BATCH, GFP_KERNEL)?,
             unwritten: 0,
-            pauses: 0,
+            full_since: None,
             loans,
             tried: 0,
             copied: 0,
@@ -162,7 +162,7 @@ impl Tx {
                 }
                 Sent::Lent => {}
                 Sent::Full => break,
-                Sent::NoMemory => {
+                Sent::NoRoom => {
                     full = Next::Pause;
                     break;
                 }
@@ -329,17 +329,12 @@ impl Tx {
         let packet = packet_of(&self.chains, ring, chain);
         match endpoint.send(user, &packet, ring.header.sock, more) {
             Ok(()) => {
-                self.pauses = 0;
+                self.full_since = None;
                 Sent::Done
             }
             Err(e) if e == EAGAIN => Sent::Full,
-            // A filter that drops says the same of each packet, for ever: it is not waited for.
-            Err(e)
-                if (e == errno::enobufs() || e == ENOMEM)
-                    && self.pauses < msecs_to_jiffies(MAX_PAUSE_MS) =>
-            {
-                self.pauses += 1;
-                Sent::NoMemory
+            Err(e) if (e == errno::enobufs() || e == ENOMEM) && self.may_wait(endpoint) => {
+                Sent::NoRoom
             }
             Err(e) if e == errno::ebadfd() => {
                 ring.fail(Problem::NoBackend);
@@ -354,6 +349,17 @@ impl Tx {
                 Sent::Done
             }
         }
+    }
+
+    /// Whether a packet that the backend has no room for may wait. A TAP says the same of one that is too
+    /// large for it, and a filter that drops says so of each packet, for ever.
+    fn may_wait(&mut self, endpoint: &Endpoint) -> bool {
+        let Endpoint::Packet(_) = endpoint else {
+            return false;
+        };
+        let now = sched::clock();
+        let since = *self.full_since.get_or_insert(now);
+        now.saturating_sub(since) < MAX_PAUSE_NS
     }
 
     /// Sends a packet from where it is, if that is wanted and pays. Returns whether it was sent.

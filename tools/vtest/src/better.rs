@@ -229,7 +229,7 @@ pub(crate) const OWNER_LIMIT: Better = Better {
 
 /// `backend::packet_socket_behind_a_filter_that_drops_goes_on`.
 pub(crate) const TX_FILTERED: Better = Better {
-    when: "packet to a packet socket whose device drops it, by a filter or for want of memory",
+    when: "packet to a packet socket whose device drops it, by a filter or for want of room",
     c: "retried for ever at full CPU load; the queue is blocked until \
         the device takes it",
     rust: "retried for a second or two, with sleeps in between; then dropped and counted, and so \
