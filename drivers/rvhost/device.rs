@@ -39,7 +39,10 @@ use crate::{
         wait::Bell, //
     },
     memtable::MemTable,
-    queue::Queue,
+    queue::{
+        self,
+        Queue, //
+    },
     stats::Stats,
     steering::Steered,
     vcore::{
@@ -198,10 +201,7 @@ impl Device {
         let owner = self.owner()?;
         let empty = MemTable::new(KVec::new())?;
         let (mut rx, mut tx) = (owner.rx.lock()?, owner.tx.lock()?);
-        rx.tell_to_end();
-        tx.tell_to_end();
-        rx.end();
-        tx.end();
+        queue::end_all([&mut *rx, &mut *tx]);
         drop((rx, tx));
         self.acknowledge(&mut control, Features::default());
         control.table = Some(empty);
@@ -413,10 +413,7 @@ impl PinnedDrop for Device {
         // No reference is left, so that nobody has the locks.
         if let Some(owner) = self.any_owner() {
             if let (Ok(mut rx), Ok(mut tx)) = (owner.rx.lock(), owner.tx.lock()) {
-                rx.tell_to_end();
-                tx.tell_to_end();
-                rx.end();
-                tx.end();
+                queue::end_all([&mut *rx, &mut *tx]);
             }
         }
         trace::release(self.id);

@@ -83,6 +83,16 @@ impl Held {
     }
 }
 
+/// Ends the threads of queues, both at once, and gives up their virtqueues.
+pub(crate) fn end_all(queues: [&mut Queue; 2]) {
+    for queue in &queues {
+        queue.worker.tell_to_end();
+    }
+    for queue in queues {
+        queue.end();
+    }
+}
+
 impl Queue {
     pub(crate) fn new(direction: Direction, vq: KBox<Virtqueue>, worker: Worker) -> Self {
         Self {
@@ -125,13 +135,8 @@ impl Queue {
         }
     }
 
-    /// Tells the thread to end: [`end`](Self::end) waits for it.
-    pub(crate) fn tell_to_end(&self) {
-        self.worker.tell_to_end();
-    }
-
     /// Ends the thread and gives up the virtqueue.
-    pub(crate) fn end(&mut self) {
+    fn end(&mut self) {
         if let Some(running) = self.worker.end() {
             drop(running.stop());
         }

@@ -195,6 +195,7 @@ impl Tx {
     pub(crate) fn settle(&mut self) {
         self.batch.forget_flows();
         self.unwritten = 0;
+        self.full_since = None;
     }
 
     /// Writes the first `n` used elements, now or, if that fails, with the next pass.
