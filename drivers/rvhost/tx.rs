@@ -260,13 +260,14 @@ impl Tx {
         bytes: &mut u64,
         room: &mut usize,
     ) -> usize {
+        let (skip, shortest) = (ring.header.vhost, ring.header.sock + MIN_FRAME);
         let slots = self.used.get_mut(used..).unwrap_or(&mut []);
         let mut added = 0;
         for (chain, slot) in self.chains.iter_from(from).zip(slots) {
-            let packet = packet_of(&self.chains, ring, chain);
+            let packet = packet_of(&self.chains, skip, chain);
             if *room == 0
                 || chain.refused.is_some()
-                || packet.len < ring.header.sock + MIN_FRAME
+                || packet.len < shortest
                 || self.batch.add(user, &packet).is_err()
             {
                 break;
@@ -293,7 +294,7 @@ impl Tx {
             ring.fail(e);
             return Sent::Done;
         }
-        let packet = packet_of(&self.chains, ring, chain);
+        let packet = packet_of(&self.chains, ring.header.vhost, chain);
         if packet.len == 0 {
             ring.fail(Problem::Short);
             return Sent::Done;
@@ -327,7 +328,7 @@ impl Tx {
         if self.lend(ring, user, endpoint, chain) {
             return Sent::Lent;
         }
-        let packet = packet_of(&self.chains, ring, chain);
+        let packet = packet_of(&self.chains, ring.header.vhost, chain);
         match endpoint.send(user, &packet, ring.header.sock, more) {
             Ok(()) => {
                 self.full_since = None;
@@ -374,7 +375,7 @@ impl Tx {
         let (Some(loans), Endpoint::Tap(tap)) = (&mut self.loans, endpoint) else {
             return false;
         };
-        let packet = packet_of(&self.chains, ring, chain);
+        let packet = packet_of(&self.chains, ring.header.vhost, chain);
         // What is to be used in order cannot be used late.
         if packet.len < MIN_LOAN || ring.in_order || !tap.socket().can_borrow() {
             return false;
@@ -406,10 +407,9 @@ impl Tx {
     }
 }
 
-/// The packet that a chain holds, behind the part of its header that is not for the backend.
+/// The packet that a chain holds, behind the first `skip` bytes.
 #[inline]
-fn packet_of<'a>(chains: &'a Chains, ring: &Ring, chain: &Chain) -> Source<'a> {
-    let skip = ring.header.vhost;
+fn packet_of<'a>(chains: &'a Chains, skip: usize, chain: &Chain) -> Source<'a> {
     Source {
         segs: chains.segments_in(chain),
         skip,

@@ -411,6 +411,24 @@ impl Virtqueue {
         }
     }
 
+    /// Looks for work before a sleep. Returns whether something came. `starved`: the guest, or the
+    /// backend, does not keep up with the other side.
+    fn look(&mut self, starved: bool, mut found: impl FnMut(&mut Ring) -> bool) -> bool {
+        let Self {
+            ring,
+            bell,
+            busyloop,
+            patience,
+            ..
+        } = self;
+        if starved {
+            ring.stats.starved.add(1);
+        }
+        let came = look(*busyloop, patience, || bell.rung() != 0 || found(ring));
+        ring.stats.poll(came);
+        came == Some(true)
+    }
+
     /// Sleeps for a clock tick, or until the control plane wants the queue.
     #[cold]
     fn pause(&mut self) {
@@ -513,22 +531,8 @@ impl Running {
 
     /// Looks for chains, and sleeps if none come.
     fn await_chains(&mut self, user: &mut UserMem<'_>) {
-        let receives = self.vq.receives();
-        let Virtqueue {
-            ring,
-            bell,
-            busyloop,
-            patience,
-            ..
-        } = &mut *self.vq;
-        if receives {
-            ring.stats.starved.add(1);
-        }
-        let came = look(*busyloop, patience, || {
-            bell.rung() != 0 || ring.has_more(user)
-        });
-        ring.stats.poll(came);
-        if came != Some(true) && !ring.arm(user) {
+        let starved = self.vq.receives();
+        if !self.vq.look(starved, |ring| ring.has_more(user)) && !self.vq.ring.arm(user) {
             self.vq.sleep(events::CONTROL | KICK | MAPPINGS | LOANS);
         }
     }
@@ -536,22 +540,11 @@ impl Running {
     /// Looks for the backend to be ready, and sleeps if it does not become so.
     fn await_backend(&mut self) {
         let receives = self.vq.receives();
-        let Virtqueue {
-            ring,
-            bell,
-            busyloop,
-            patience,
-            ..
-        } = &mut *self.vq;
-        if !receives {
-            ring.stats.starved.add(1);
-        }
         let endpoint = &self.backend.endpoint;
-        let came = look(*busyloop, patience, || {
-            bell.rung() != 0 || receives && !endpoint.is_empty()
-        });
-        ring.stats.poll(came);
-        if came != Some(true) {
+        if !self
+            .vq
+            .look(!receives, |_| receives && !endpoint.is_empty())
+        {
             if !self.backend.listen() {
                 self.vq.sleep(events::CONTROL | OWN);
             }

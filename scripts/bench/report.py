@@ -3,7 +3,6 @@
 """report.py BENCH DOCUMENTATION: from the runs in build/bench, results.json there, and
 performance.rst and its plots in Documentation."""
 
-import datetime
 import json
 import pathlib
 import platform

@@ -26,7 +26,6 @@
 /* Macros whose values bindgen cannot read; the build drops the prefix. */
 const unsigned int RUST_CONST_HELPER_RVH_TASK_IDLE = TASK_IDLE;
 const unsigned int RUST_CONST_HELPER_RVH_TASK_KILLABLE = TASK_KILLABLE;
-const unsigned int RUST_CONST_HELPER_RVH_TASK_UNINTERRUPTIBLE = TASK_UNINTERRUPTIBLE;
 const unsigned int RUST_CONST_HELPER_RVH_EPOLLIN = EPOLLIN;
 const unsigned int RUST_CONST_HELPER_RVH_EPOLLOUT = EPOLLOUT;
 const unsigned int RUST_CONST_HELPER_RVH_EPOLLERR = EPOLLERR;
